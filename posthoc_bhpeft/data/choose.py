@@ -1,0 +1,129 @@
+"""Which rows train and which decide when to stop; the same settings give the same rows again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from posthoc_bhpeft.data.read import load_rows
+from posthoc_bhpeft.data.rows import TextData
+from posthoc_bhpeft.data.sources import Source, open_source
+from posthoc_bhpeft.errors import ConfigError, DataError
+
+_CARVED = 0.15
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """Everything that decides which rows are used, so that they can be found again.
+
+    Attributes:
+        source: path or hub name of the data.
+        train_split: the split to train on.
+        validation_split: the split that decides when to stop; None takes the usual name, and
+            where there is none 15 % of the training rows (at most `max_validation_rows`).
+        validation: False uses no validation rows at all.
+        text_column: the column with the text, or None to find it.
+        text_pair_column: the column with the second text, or None to find it.
+        label_column: the column with the label, or None to find it.
+        regression: True or False where it is known; None reads float labels as regression.
+        drop_unlabelled: leave out rows whose label is missing or -1.
+        max_rows: draw at most so many training rows by seed.
+        max_validation_rows: draw at most so many validation rows by seed.
+        seed: for every draw.
+    """
+
+    source: str
+    train_split: str = "train"
+    validation_split: str | None = None
+    validation: bool = True
+    text_column: str | None = None
+    text_pair_column: str | None = None
+    label_column: str | None = None
+    regression: bool | None = None
+    drop_unlabelled: bool = False
+    max_rows: int | None = None
+    max_validation_rows: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_rows", "max_validation_rows"):
+            value = getattr(self, name)
+            if value is not None and value < 2:
+                raise ConfigError(f"{name} is {value}; at least 2 rows are needed.")
+
+
+@dataclass(frozen=True)
+class ChosenRows:
+    """Training rows, validation rows or None, and how they were chosen."""
+
+    train: TextData
+    validation: TextData | None
+    notes: tuple[str, ...]
+
+
+def choose_rows(settings: RowSettings) -> ChosenRows:
+    """Read and draw the training and validation rows.
+
+    Raises:
+        DataError: the source, a split or a column is missing, or the labels make no sense.
+    """
+    source = open_source(settings.source)
+    whole = read_rows(settings, source, settings.train_split)
+    notes = list(whole.notes)
+    train, validation = whole, None
+    if settings.validation:
+        train, validation, note = _validation(settings, source, whole)
+        notes.append(note)
+    train = train.draw(settings.max_rows, settings.seed)
+    drawn = f", drawn with seed {settings.seed}" if len(train) < len(whole) else ""
+    for rows in (train, validation):
+        if rows is not None and rows.labels is None:
+            raise DataError(
+                f"{rows.source} ({rows.split}) has no labels to learn from. "
+                "Name the column with --label-column (label_column=)."
+            )
+    notes.insert(
+        0, f"{len(train)} of the {len(whole)} rows of {source.name} ({whole.split}) train{drawn}"
+    )
+    return ChosenRows(train, validation, tuple(notes))
+
+
+def read_rows(
+    settings: RowSettings,
+    source: Source,
+    split: str,
+    *,
+    label_names: tuple[str, ...] | None = None,
+    ignore_labels: bool = False,
+) -> TextData:
+    """Read a split with the columns that the settings name."""
+    return load_rows(
+        source,
+        split,
+        text_column=settings.text_column,
+        text_pair_column=settings.text_pair_column,
+        label_column=settings.label_column,
+        label_names=label_names,
+        regression=settings.regression,
+        drop_unlabelled=settings.drop_unlabelled,
+        ignore_labels=ignore_labels,
+    )
+
+
+def _validation(
+    settings: RowSettings, source: Source, whole: TextData
+) -> tuple[TextData, TextData, str]:
+    split = settings.validation_split or source.validation_split
+    if split is None:
+        fraction = min(_CARVED, settings.max_validation_rows / len(whole))
+        train, validation = whole.split_off(fraction, settings.seed)
+        return (
+            train,
+            validation,
+            f"{source.name} has no validation split: {len(validation)} training rows, drawn with "
+            f"seed {settings.seed}, are kept back to decide when to stop",
+        )
+    same = replace(settings, regression=whole.regression)
+    rows = read_rows(same, source, split, label_names=whole.label_names)
+    validation = rows.draw(settings.max_validation_rows, settings.seed)
+    return whole, validation, f"{len(validation)} rows of {split!r} decide when to stop"

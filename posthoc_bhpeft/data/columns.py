@@ -1,0 +1,241 @@
+"""Finding the text and label columns, and turning labels into numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from posthoc_bhpeft.errors import DataError
+
+TEXT_COLUMNS = (
+    "text",
+    "sentence",
+    "content",
+    "review",
+    "message",
+    "tweet",
+    "comment",
+    "utterance",
+    "body",
+    "document",
+    "question",
+)
+PAIR_COLUMNS = (
+    ("question", "passage"),
+    ("question", "context"),
+    ("question", "sentence"),
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("text1", "text2"),
+    ("query", "document"),
+)
+LABEL_COLUMNS = (
+    "label",
+    "labels",
+    "target",
+    "class",
+    "category",
+    "sentiment",
+    "intent",
+    "topic",
+    "rating",
+    "stars",
+    "score",
+)
+OUT_OF_SCOPE = -1
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns to read; `pair` and `label` may be None."""
+
+    text: str
+    pair: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels as numbers: N indices with the names of the classes, or N real targets."""
+
+    values: tuple[int, ...] | tuple[float, ...]
+    names: tuple[str, ...] | None
+    note: str | None = None
+
+    @property
+    def regression(self) -> bool:
+        """Whether the labels are real numbers."""
+        return self.names is None
+
+
+def find_columns(
+    kinds: Mapping[str, type], *, text: str | None, pair: str | None, label: str | None
+) -> Columns:
+    """Choose columns: the given ones, else the usual names, else the only text there is.
+
+    Args:
+        kinds: column name -> Python type of its values.
+        text: name of the text column, or None to look for it.
+        pair: name of the second text column, or None to look for it.
+        label: name of the label column, or None to look for it.
+
+    Raises:
+        DataError: a given column is missing, or no text column can be told.
+    """
+    for name in (text, pair, label):
+        if name is not None and name not in kinds:
+            raise DataError(f"There is no column {name!r}. The columns are: {_listed(kinds)}.")
+    if label is None:
+        label = _first(LABEL_COLUMNS, kinds)
+    if text is not None:
+        return Columns(text, pair, label)
+    _refuse_multiple_choice(kinds)
+    for first, second in PAIR_COLUMNS:
+        if _is_text(kinds, first) and _is_text(kinds, second) and pair in (None, second):
+            return Columns(_actual(kinds, first), _actual(kinds, second), label)
+    found = _first([name for name in TEXT_COLUMNS if _is_text(kinds, name)], kinds)
+    texts = [name for name, kind in kinds.items() if kind is str and name not in (label, pair)]
+    if found is None and len(texts) == 1:
+        found = texts[0]
+    if found is None:
+        raise DataError(
+            f"Cannot tell which column holds the text. The columns are: {_listed(kinds)}. "
+            "Name it with --text-column (text_column=)."
+        )
+    return Columns(found, pair, label)
+
+
+def read_labels(
+    values: Sequence[Any], *, names: Sequence[str] | None, regression: bool | None
+) -> Labels:
+    """Turn a column of labels into indices or real targets.
+
+    Integers and booleans are class indices, strings are mapped in sorted order (or in the order
+    of `names`), floats mean regression unless `regression` is False.
+
+    Args:
+        values: N labels, none missing.
+        names: class names if known from the source or the checkpoint, index = label.
+        regression: True or False where it is known, None to tell from the values.
+
+    Raises:
+        DataError: labels that are no indices, names or numbers, or out of range.
+    """
+    kinds = {type(value) for value in values}
+    if kinds & {list, tuple, dict}:
+        raise DataError(
+            "Labels are lists, one for each row. The command line and `train` do one label a row; "
+            "for multi-label data call bayesianize(..., likelihood=Bernoulli())."
+        )
+    if kinds <= {str}:
+        return _named([str(value) for value in values], names)
+    if kinds <= {bool}:
+        return _indexed([int(value) for value in values], names or ("false", "true"))
+    if not kinds <= {int, bool, float}:
+        raise DataError(f"Labels of mixed types: {', '.join(sorted(k.__name__ for k in kinds))}.")
+    if regression or (regression is None and float in kinds and names is None):
+        return _real([float(value) for value in values])
+    if any(float(value) != int(value) for value in values):
+        raise DataError("Labels are real numbers where class indices are expected.")
+    return _indexed([int(value) for value in values], names)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a label stands for "not known": None, NaN, an empty string or -1."""
+    if value is None or value == "":
+        return True
+    if isinstance(value, float) and math.isnan(value):
+        return True
+    return isinstance(value, int) and not isinstance(value, bool) and value == OUT_OF_SCOPE
+
+
+def _real(values: list[float]) -> Labels:
+    return Labels(
+        tuple(values),
+        None,
+        f"labels are real numbers ({min(values):g} to {max(values):g}): regression",
+    )
+
+
+def _named(values: list[str], names: Sequence[str] | None) -> Labels:
+    known = tuple(names) if names else tuple(sorted(set(values)))
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise DataError(
+            f"Unknown label{'s' if len(unknown) > 1 else ''}: {_listed(unknown)}. "
+            f"Known: {_listed(known)}."
+        )
+    index = {name: i for i, name in enumerate(known)}
+    note = None if names else f"labels mapped in sorted order: {_listed(known)}"
+    return _checked(Labels(tuple(index[value] for value in values), known, note))
+
+
+def _indexed(values: list[int], names: Sequence[str] | None) -> Labels:
+    distinct = sorted(set(values))
+    if names is None and _are_codes(distinct):
+        return _renumbered(values, tuple(str(value) for value in distinct))
+    if names is not None and {str(value) for value in distinct} <= set(names):
+        return _renumbered(values, tuple(names))
+    known = tuple(names) if names else tuple(str(i) for i in range(distinct[-1] + 1))
+    wrong = [value for value in distinct if not 0 <= value < len(known)]
+    if wrong:
+        raise DataError(
+            f"Labels out of range: {_listed(wrong)}. There are {len(known)} classes "
+            f"({_listed(known)}), so labels run from 0 to {len(known) - 1}."
+        )
+    return _checked(Labels(tuple(values), known))
+
+
+def _renumbered(values: list[int], names: tuple[str, ...]) -> Labels:
+    """Indices of numbers that are names themselves, such as stars from 1 to 5."""
+    labels = _named([str(value) for value in values], names)
+    if names == tuple(str(i) for i in range(len(names))):
+        return labels
+    return Labels(labels.values, names, f"labels {_listed(names)} became 0 to {len(names) - 1}")
+
+
+def _checked(labels: Labels) -> Labels:
+    if labels.names is not None and len(labels.names) < 2:
+        raise DataError(
+            f"All rows have the label {labels.names[0]!r}: there is nothing to learn from one class."
+        )
+    return labels
+
+
+def _are_codes(distinct: list[int]) -> bool:
+    """Whether sorted integers are codes (stars 1 to 5; 10, 20, 30) rather than indices from 0."""
+    from_one = distinct == list(range(1, len(distinct) + 1))
+    return from_one or distinct[0] < 0 or distinct[-1] >= max(2 * len(distinct), 10)
+
+
+def _refuse_multiple_choice(kinds: Mapping[str, type]) -> None:
+    if kinds.get("choices") is list:
+        raise DataError(
+            "These rows are multiple choice (a column 'choices' with lists). Write one text a row "
+            "(question and choices together) and name it with --text-column."
+        )
+
+
+def _is_text(kinds: Mapping[str, type], name: str) -> bool:
+    actual = _first([name], kinds)
+    return actual is not None and kinds[actual] is str
+
+
+def _actual(kinds: Mapping[str, type], name: str) -> str:
+    found = _first([name], kinds)
+    assert found is not None
+    return found
+
+
+def _first(wanted: Sequence[str], kinds: Mapping[str, type]) -> str | None:
+    by_lower = {name.lower(): name for name in reversed(list(kinds))}
+    return next((by_lower[name] for name in wanted if name in by_lower), None)
+
+
+def _listed(names: Any, limit: int = 12) -> str:
+    items = [str(name) for name in names]
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more

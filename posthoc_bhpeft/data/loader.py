@@ -1,0 +1,115 @@
+"""Tokenised rows and the batches made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from posthoc_bhpeft.data.rows import TextData
+from posthoc_bhpeft.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class EncodedRows(Dataset[dict[str, Any]]):
+    """N tokenised rows: `features[n]` holds token ids, mask and, where known, `labels`."""
+
+    features: tuple[dict[str, Any], ...]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.features[index]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of every row."""
+        return tuple(len(row["input_ids"]) for row in self.features)
+
+
+class LengthOrder(Sampler[int]):
+    """Visits rows from long to short, so batches need little padding; `restore` undoes it."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        # Longest first: the batch that needs most memory fails at once or not at all.
+        self.order = tuple(sorted(range(len(lengths)), key=lambda row: -lengths[row]))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def restore(self, values: Tensor) -> Tensor:
+        """Results of shape (N, ...) in visiting order, brought back to the order of the rows."""
+        restored = torch.empty_like(values)
+        restored[torch.tensor(self.order, device=values.device)] = values
+        return restored
+
+
+def encode(
+    data: TextData, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 128
+) -> EncodedRows:
+    """Tokenise every row, cut at `max_length` tokens.
+
+    Raises:
+        DataError: there are no rows, or `max_length` leaves no room for text.
+    """
+    if len(data) == 0:
+        raise DataError("There are no rows to tokenise.")
+    if max_length < 4:
+        raise DataError(f"max_length is {max_length}; at least 4 tokens are needed.")
+    pairs = None if data.text_pairs is None else list(data.text_pairs)
+    encoded = tokenizer(list(data.texts), pairs, truncation=True, max_length=max_length)
+    rows = [{key: encoded[key][n] for key in encoded} for n in range(len(data))]
+    if data.labels is not None:
+        for row, label in zip(rows, data.labels, strict=True):
+            row["labels"] = label
+    return EncodedRows(tuple(rows))
+
+
+def make_loader(
+    data: TextData | EncodedRows,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int = 16,
+    max_length: int = 128,
+    shuffle: bool = False,
+    by_length: bool = False,
+    generator: torch.Generator | None = None,
+) -> DataLoader[dict[str, Any]]:
+    """Batches as dicts of tensors, padded to their longest row, with `labels` where known.
+
+    Args:
+        data: rows, tokenised already or not.
+        tokenizer: the tokenizer of the model.
+        batch_size: rows a batch.
+        max_length: tokens a row is cut at.
+        shuffle: visit the rows in random order.
+        by_length: visit long rows first; `loader.sampler.restore` brings results back in order.
+        generator: for `shuffle`.
+
+    Raises:
+        DataError: `shuffle` and `by_length` are both asked for, or there are no rows.
+    """
+    from transformers import DataCollatorWithPadding
+
+    if shuffle and by_length:
+        raise DataError("shuffle and by_length are two different orders; choose one.")
+    rows = data if isinstance(data, EncodedRows) else encode(data, tokenizer, max_length=max_length)
+    return DataLoader(
+        rows,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        sampler=LengthOrder(rows.lengths) if by_length else None,
+        generator=generator,
+        collate_fn=DataCollatorWithPadding(tokenizer),
+    )

@@ -1,0 +1,172 @@
+"""Reading one split into a `TextData`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from posthoc_bhpeft.data.columns import (
+    OUT_OF_SCOPE,
+    Columns,
+    Labels,
+    find_columns,
+    is_missing,
+    read_labels,
+)
+from posthoc_bhpeft.data.rows import TextData
+from posthoc_bhpeft.data.sources import Source, open_source, read_split
+from posthoc_bhpeft.errors import DataError
+
+
+def load_rows(
+    source: str | Path | Source,
+    split: str = "train",
+    *,
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
+    label_column: str | None = None,
+    label_names: Sequence[str] | None = None,
+    regression: bool | None = None,
+    drop_unlabelled: bool = False,
+    ignore_labels: bool = False,
+) -> TextData:
+    """Read one split of a file, a folder or a hub data set.
+
+    Args:
+        source: a csv, tsv, json, jsonl or parquet file (also gzipped), a folder with one such file
+            for each split (and a meta.json with `label_names`, if there is one), a hub name, or
+            NAME:CONFIGURATION on the hub. A single file has one split, "train".
+        split: which split.
+        text_column: the column with the text; the usual names are found.
+        text_pair_column: the column with a second text, such as a passage beside its question.
+        label_column: the column with the label; the usual names are found.
+        label_names: names of the classes, index = label, where they are known from elsewhere.
+        regression: True or False where it is known; None reads float labels as regression.
+        drop_unlabelled: leave out rows whose label is missing or -1 instead of raising.
+        ignore_labels: read no labels at all.
+
+    Raises:
+        DataError: no such source, split or column, or labels that make no sense.
+    """
+    place = source if isinstance(source, Source) else open_source(source)
+    rows = read_split(place, split)
+    if len(rows) == 0:
+        raise DataError(f"The split {split!r} of {place.name} has no rows.")
+    kinds = {name: _kind(feature) for name, feature in rows.features.items()}
+    columns = find_columns(kinds, text=text_column, pair=text_pair_column, label=label_column)
+    if ignore_labels:
+        columns = Columns(columns.text, columns.pair, None)
+    where = f"{place.name} ({split})"
+    kept, labels = _labels(
+        rows,
+        columns.label,
+        names=label_names or place.label_names,
+        regression=regression,
+        drop=drop_unlabelled,
+        where=where,
+    )
+    used = {columns.text, columns.pair, columns.label}
+    return TextData(
+        texts=_texts(rows, columns.text, kept, where),
+        text_pairs=None if columns.pair is None else _texts(rows, columns.pair, kept, where),
+        labels=None if labels is None else labels.values,
+        label_names=None if labels is None else labels.names,
+        regression=labels is not None and labels.regression,
+        columns={name: _column(rows, name, kept) for name in rows.column_names if name not in used},
+        indices=tuple(kept),
+        source=place.name,
+        split=split,
+        notes=_notes(columns, labels, dropped=len(rows) - len(kept)),
+    )
+
+
+def _labels(
+    rows: Any,
+    column: str | None,
+    *,
+    names: Sequence[str] | None,
+    regression: bool | None,
+    drop: bool,
+    where: str,
+) -> tuple[list[int], Labels | None]:
+    """The rows to keep and their labels; no labels if the column is absent or empty."""
+    everything = list(range(len(rows)))
+    if column is None:
+        return everything, None
+    values = rows[column][:]
+    kept = [row for row in everything if not is_missing(values[row])]
+    if len(kept) < len(values):
+        if not kept and all(value is None for value in values):
+            return everything, None
+        if not drop or not kept:
+            raise DataError(_missing_labels(values, kept, column, where))
+    present, names = _class_names(rows.features[column], [values[row] for row in kept], names)
+    try:
+        return kept, read_labels(present, names=names, regression=regression)
+    except DataError as error:
+        raise DataError(f"{where}, column {column!r}: {error}") from error
+
+
+def _class_names(
+    feature: Any, values: list[Any], names: Sequence[str] | None
+) -> tuple[list[Any], Sequence[str] | None]:
+    """Indices of a hub `ClassLabel` become names, so a checkpoint's own order can apply."""
+    own = getattr(feature, "names", None)
+    if own is None or not all(isinstance(value, int) for value in values):
+        return values, names
+    return [own[value] for value in values], names or own
+
+
+def _missing_labels(values: list[Any], kept: list[int], column: str, where: str) -> str:
+    present = set(kept)
+    missing = [row for row in range(len(values)) if row not in present]
+    outside = sum(values[row] == OUT_OF_SCOPE for row in missing)
+    what = (
+        f"{outside} of {len(values)} rows have the label {OUT_OF_SCOPE}, which stands for out of "
+        f"scope or hidden (first: row {missing[0]})"
+        if outside
+        else f"{len(missing)} of {len(values)} rows have no label (first: row {missing[0]})"
+    )
+    ways = "leave labels out with --ignore-labels (ignore_labels=True)"
+    if kept:
+        ways = f"drop these rows with --drop-unlabelled (drop_unlabelled=True), or {ways}"
+    own = f" If {OUT_OF_SCOPE} is a class of its own, give it a name." if outside else ""
+    return f"{where}, column {column!r}: {what}. Either {ways} to predict them all.{own}"
+
+
+def _texts(rows: Any, column: str, kept: list[int], where: str) -> tuple[str, ...]:
+    values = _column(rows, column, kept)
+    for row, value in zip(kept, values, strict=True):
+        if not isinstance(value, str):
+            got = "nothing" if value is None else f"{value!r} ({type(value).__name__})"
+            raise DataError(f"{where}: row {row} has {got} as its text in the column {column!r}.")
+    return values
+
+
+def _column(rows: Any, name: str, kept: list[int]) -> tuple[Any, ...]:
+    values = rows[name][:]
+    return tuple(values[row] for row in kept)
+
+
+def _kind(feature: Any) -> type:
+    """The Python type of a feature's values, as far as choosing columns needs it."""
+    dtype = str(getattr(feature, "dtype", ""))
+    if "string" in dtype:
+        return str
+    if "float" in dtype:
+        return float
+    if "int" in dtype or dtype == "bool":
+        return int
+    return list
+
+
+def _notes(columns: Columns, labels: Labels | None, *, dropped: int) -> tuple[str, ...]:
+    texts = repr(columns.text) if columns.pair is None else f"{columns.text!r} + {columns.pair!r}"
+    label = "no labels" if labels is None else f"label from {columns.label!r}"
+    notes = [f"text from {texts}, {label}"]
+    if labels is not None and labels.note:
+        notes.append(labels.note)
+    if dropped:
+        notes.append(f"{dropped} rows without a label dropped")
+    return tuple(notes)

@@ -1,0 +1,144 @@
+"""Rows of text with their labels, as values that do not change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from posthoc_bhpeft.errors import DataError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TextData:
+    """Texts, their labels where known, and where they came from.
+
+    Attributes:
+        texts: N texts.
+        text_pairs: N second texts (a passage beside its question), or None.
+        labels: N class indices (int), N targets (float, if `regression`), or None.
+        label_names: the name of every class, index = label; None for regression or no labels.
+        regression: whether the labels are real numbers.
+        columns: every other column of the source, N values each.
+        indices: the row numbers in the source split, counted from 0.
+        source: where the rows came from: a path or a hub name.
+        split: the split they were read from.
+        notes: what was decided while reading, one sentence each, for people.
+    """
+
+    texts: tuple[str, ...]
+    text_pairs: tuple[str, ...] | None = None
+    labels: tuple[int, ...] | tuple[float, ...] | None = None
+    label_names: tuple[str, ...] | None = None
+    regression: bool = False
+    columns: Mapping[str, tuple[Any, ...]] = field(default_factory=dict, repr=False)
+    indices: tuple[int, ...] = ()
+    source: str = ""
+    split: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.indices:
+            object.__setattr__(self, "indices", tuple(range(len(self.texts))))
+        for name in ("text_pairs", "labels", "indices"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.texts):
+                raise DataError(
+                    f"{name} has {len(values)} entries for {len(self.texts)} texts; "
+                    "each text needs exactly one."
+                )
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs a model needs for these labels: C classes, or 1 for regression."""
+        if self.regression:
+            return 1
+        if self.label_names is None:
+            raise DataError(
+                f"{self.source or 'these rows'} ({self.split or 'no split'}) have no labels, "
+                "so the number of classes is not known."
+            )
+        return len(self.label_names)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of texts and labels in order: equal rows have equal digests."""
+        return content_digest(self.texts, self.text_pairs, self.labels)
+
+    def take(self, positions: Iterable[int]) -> TextData:
+        """Only the rows at these positions, in this order."""
+        rows = list(positions)
+        return replace(
+            self,
+            texts=_pick(self.texts, rows),
+            text_pairs=None if self.text_pairs is None else _pick(self.text_pairs, rows),
+            labels=None if self.labels is None else _pick(self.labels, rows),  # type: ignore[arg-type]
+            columns={name: _pick(values, rows) for name, values in self.columns.items()},
+            indices=_pick(self.indices, rows),
+        )
+
+    def draw(self, max_rows: int | None, seed: int) -> TextData:
+        """At most `max_rows` rows drawn by `seed`; a smaller draw is the start of a larger one."""
+        if max_rows is None or max_rows >= len(self):
+            return self
+        if max_rows < 1:
+            raise DataError(f"max_rows is {max_rows}; it must be at least 1.")
+        return self.take(shuffled(range(len(self)), seed)[:max_rows])
+
+    def split_off(self, fraction: float, seed: int) -> tuple[TextData, TextData]:
+        """The rest and a part of about `fraction` of every class, both in their old order."""
+        if not 0.0 < fraction < 1.0:
+            raise DataError(f"fraction is {fraction}; it must lie between 0 and 1.")
+        part: set[int] = set()
+        for number, rows in enumerate(self._rows_by_class()):
+            count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
+            part.update(shuffled(rows, seed + number)[:count])
+        rest = [row for row in range(len(self)) if row not in part]
+        return self.take(rest), self.take(sorted(part))
+
+    def _rows_by_class(self) -> list[list[int]]:
+        if self.labels is None or self.regression:
+            return [list(range(len(self)))]
+        groups: dict[int, list[int]] = {}
+        for row, label in enumerate(self.labels):
+            groups.setdefault(int(label), []).append(row)
+        return [groups[label] for label in sorted(groups)]
+
+
+def shuffled(values: Iterable[T], seed: int) -> list[T]:
+    """The values in an order that depends on the seed only.
+
+    Sorting by `random.Random.random` rather than `shuffle`: Python promises that
+    stream for ever, so the rows behind a saved model can always be found again.
+    """
+    items = list(values)
+    stream = random.Random(seed)
+    keys = [stream.random() for _ in items]
+    return [items[i] for i in sorted(range(len(items)), key=keys.__getitem__)]
+
+
+def content_digest(
+    texts: Sequence[str], text_pairs: Sequence[str] | None, labels: Sequence[float] | None
+) -> str:
+    """SHA-256 over one JSON line for each row."""
+    state = hashlib.sha256()
+    for row, text in enumerate(texts):
+        line = [
+            text,
+            None if text_pairs is None else text_pairs[row],
+            None if labels is None else labels[row],
+        ]
+        state.update(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+    return state.hexdigest()
+
+
+def _pick(values: Sequence[T], rows: Sequence[int]) -> tuple[T, ...]:
+    return tuple(values[row] for row in rows)
