@@ -1,0 +1,80 @@
+"""Post-hoc Laplace posteriors over adapters, LoRA, prefix and head of a fine-tuned Transformer."""
+
+from posthoc_bhpeft.api import BayesianPeft, Predictive, bayesianize
+from posthoc_bhpeft.blocks import Block, Kind, discover, observing
+from posthoc_bhpeft.curvature import (
+    KFAC,
+    Auto,
+    Contrasts,
+    DenseGGN,
+    DiagonalGGN,
+    EmpiricalFisher,
+    Exact,
+    KroneckerGGN,
+    RandomSigns,
+)
+from posthoc_bhpeft.errors import BhpeftError
+from posthoc_bhpeft.hybrid import AdapterPlacement, HybridConfig, HybridModel
+from posthoc_bhpeft.likelihood import Bernoulli, Categorical, Gaussian
+from posthoc_bhpeft.posterior import Posterior
+from posthoc_bhpeft.predictive import (
+    MAP,
+    ClassPreserving,
+    LaplaceBridge,
+    Linearized,
+    MonteCarlo,
+    Prediction,
+    Probit,
+    Sampled,
+)
+from posthoc_bhpeft.prior import GaussianPrior
+from posthoc_bhpeft.selection import (
+    FixedPrecision,
+    Grouping,
+    HeldOut,
+    MarginalLikelihood,
+    PriorRule,
+    VisibleMovement,
+)
+
+__all__ = [
+    "KFAC",
+    "MAP",
+    "AdapterPlacement",
+    "Auto",
+    "BayesianPeft",
+    "Bernoulli",
+    "BhpeftError",
+    "Block",
+    "Categorical",
+    "ClassPreserving",
+    "Contrasts",
+    "DenseGGN",
+    "DiagonalGGN",
+    "EmpiricalFisher",
+    "Exact",
+    "FixedPrecision",
+    "Gaussian",
+    "GaussianPrior",
+    "Grouping",
+    "HeldOut",
+    "HybridConfig",
+    "HybridModel",
+    "Kind",
+    "KroneckerGGN",
+    "LaplaceBridge",
+    "Linearized",
+    "MarginalLikelihood",
+    "MonteCarlo",
+    "Posterior",
+    "Prediction",
+    "Predictive",
+    "PriorRule",
+    "Probit",
+    "RandomSigns",
+    "Sampled",
+    "VisibleMovement",
+    "bayesianize",
+    "discover",
+    "observing",
+]

@@ -1,0 +1,386 @@
+"""`bayesianize` and `BayesianPeft`: the only place where curvature and posterior meet."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from posthoc_bhpeft.batches import (
+    Inputs,
+    Loader,
+    device_of,
+    evaluating,
+    forward,
+    look_through,
+    move,
+    split_batch,
+)
+from posthoc_bhpeft.blocks import Block, Engine, discover, observing
+from posthoc_bhpeft.card import model_card
+from posthoc_bhpeft.checkpoints import load_adapter
+from posthoc_bhpeft.curvature import Curvature, FittedCurvature, KroneckerGGN, fit_curvature
+from posthoc_bhpeft.errors import CheckpointError, ModelError
+from posthoc_bhpeft.likelihood import Categorical, Gaussian, Likelihood
+from posthoc_bhpeft.memory import check_memory, explaining_memory
+from posthoc_bhpeft.posterior import Posterior, read_weights
+from posthoc_bhpeft.predictive import Linearized, Prediction
+from posthoc_bhpeft.predictive.spectrum import covariance_spectra
+from posthoc_bhpeft.prior import GaussianPrior
+from posthoc_bhpeft.progress import track
+from posthoc_bhpeft.saving import (
+    SavedPosterior,
+    check_weights,
+    fetch_checkpoint,
+    load_posterior,
+    save_posterior,
+    write_card,
+)
+from posthoc_bhpeft.selection import LaplaceFit, PriorChoice, PriorRule, VisibleMovement
+
+
+class Predictive(Protocol):
+    """From a posterior to the predictions of a batch: `Linearized`, `Sampled`, `MAP`."""
+
+    def predict(
+        self, model: nn.Module, posterior: Posterior, likelihood: Likelihood, inputs: Inputs
+    ) -> Prediction:
+        """Predict one batch."""
+        ...
+
+
+def bayesianize(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    likelihood: Likelihood = Categorical(),
+    curvature: Curvature = KroneckerGGN(),
+    prior: PriorRule = VisibleMovement(),
+    predictive: Predictive = Linearized(),
+    engine: Engine = observing,
+    generator: torch.Generator | None = None,
+    progress: bool = True,
+) -> BayesianPeft:
+    """Fit a Laplace posterior over everything trainable in a fine-tuned model.
+
+    ```python
+    bayes = bayesianize(model, train_loader)
+    prediction = bayes.predict(batch)
+    prediction.probabilities, prediction.epistemic
+    ```
+
+    Args:
+        model: A fine-tuned model, on the device to work on. It is not changed.
+        loader: The training data: a `DataLoader` or list of batches, each a dict with `labels` or
+            a pair `(inputs, labels)`. Read twice: once for the labels alone, once for the fit.
+        likelihood: `Categorical()`, `Gaussian()` for regression, `Bernoulli()` for multi-label.
+        curvature: The estimator of the GGN.
+        prior: The rule that chooses the precision of the prior.
+        predictive: How predictions are made, unless asked otherwise.
+        engine: Makes the per-sample gradients; hooks by default.
+        generator: Randomness of the curvature's random signs; seeded with 0 by default.
+        progress: Show a progress bar.
+
+    Returns:
+        The Bayesian model.
+
+    Raises:
+        ModelError: If the model has nothing trainable, hidden adapters, dead blocks, or NaN.
+        DataError: If the loader is empty, read-once, or has missing or wrong labels.
+        MemoryLimitError: If the curvature cannot fit into memory, before any pass.
+    """
+    blocks = discover(model)
+    device = device_of(model)
+    check_memory(blocks, curvature, device)
+    check_data(model, loader, likelihood)
+    generator = generator or torch.Generator().manual_seed(0)
+    with explaining_memory():
+        fitted = fit_curvature(
+            model,
+            blocks,
+            loader,
+            likelihood,
+            curvature,
+            engine=engine,
+            generator=generator,
+            progress=lambda batches: track(batches, "Curvature", len(loader), progress),
+        )
+
+        def spectra(batches: Loader) -> Iterable[Any]:
+            shown = track(batches, "Prior", len(batches), progress)
+            return covariance_spectra(
+                model, blocks, posterior.bases, likelihood, iter(shown), engine=engine
+            )
+
+        posterior = unit_posterior(model, blocks, fitted)
+        learns_noise = isinstance(likelihood, Gaussian) and likelihood.noise_variance is None
+        evidence = replace(posterior.evidence(), learns_noise=learns_noise)
+        choice = prior.choose(LaplaceFit(evidence, likelihood, spectra, loader))
+    posterior = posterior.with_prior(GaussianPrior(choice.precision))
+    if choice.noise_variance is not None:
+        likelihood = Gaussian(choice.noise_variance)
+        posterior = at_noise(
+            posterior, evidence.at_noise(choice.noise_variance).log_likelihood, choice
+        )
+    return BayesianPeft(model, posterior, likelihood, predictive, curvature, choice.reason)
+
+
+@dataclass(frozen=True)
+class BayesianPeft:
+    """A fine-tuned model with a posterior over its trainable weights.
+
+    Attributes:
+        model: The user's own model, at the posterior's mean; never changed.
+        posterior: A Gaussian over the weights of every block.
+        likelihood: Of the labels given the outputs.
+        predictive: How predictions are made by default.
+        curvature: The estimator that made the posterior.
+        reason: Why the prior is what it is.
+    """
+
+    model: nn.Module
+    posterior: Posterior
+    likelihood: Likelihood
+    predictive: Predictive
+    curvature: Curvature
+    reason: str
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks the posterior is over."""
+        return self.posterior.blocks
+
+    def predict(self, batch: Any, predictive: Predictive | None = None) -> Prediction:
+        """Predict one batch.
+
+        Args:
+            batch: A dict, a tensor or a pair `(inputs, labels)`; labels are kept in the result.
+            predictive: Another way to predict, for this call.
+
+        Returns:
+            Probabilities and uncertainties, on the model's device.
+
+        Raises:
+            ModelError: If the weights of the model changed since the fit.
+            MemoryLimitError: If the batch is too large for the device.
+        """
+        self.check_unchanged()
+        return self.predict_checked(batch, predictive)
+
+    def predict_loader(
+        self,
+        loader: Iterable[Any],
+        predictive: Predictive | None = None,
+        *,
+        progress: bool = True,
+    ) -> Prediction:
+        """Predict every batch of a loader.
+
+        Args:
+            loader: Batches, with or without labels.
+            predictive: Another way to predict, for this call.
+            progress: Show a progress bar.
+
+        Returns:
+            One prediction for all rows, on the CPU.
+
+        Raises:
+            DataError: If the loader has no batch.
+            ModelError: If the weights of the model changed since the fit.
+        """
+        self.check_unchanged()
+        total = len(loader) if hasattr(loader, "__len__") else None
+        return Prediction.concatenate(
+            [
+                self.predict_checked(batch, predictive).cpu()
+                for batch in track(loader, "Predict", total, progress)
+            ]
+        )
+
+    def predict_checked(self, batch: Any, predictive: Predictive | None) -> Prediction:
+        """`predict`, without looking whether the weights changed."""
+        inputs, labels = split_batch(batch)
+        with explaining_memory():
+            chosen = predictive or self.predictive
+            prediction = chosen.predict(self.model, self.posterior, self.likelihood, inputs)
+        return prediction.with_labels(labels)
+
+    def check_unchanged(self) -> None:
+        """Raise unless the model still stands at the posterior's mean."""
+        try:
+            check_weights(read_weights(self.model, self.blocks), self.posterior.mean)
+        except CheckpointError as error:
+            raise ModelError(
+                f"The model was changed after it was bayesianized. {error} Fit again, or bayesianize "
+                "a copy.deepcopy of the model if you mean to train on."
+            ) from error
+
+    def sample(self, n_samples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Draw weights `(S, p, q)` of each block from the posterior."""
+        return self.posterior.sample(n_samples, generator)
+
+    def log_marginal_likelihood(self) -> float:
+        """Laplace's approximation of the log evidence, in nats over all training rows."""
+        return self.posterior.log_marginal_likelihood()
+
+    def explain(self) -> str:
+        """What was fitted, with which prior and why; for people."""
+        return explain(self)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write adapter and posterior into a folder, whole or not at all.
+
+        The adapter is written as `model.save_pretrained` does; beside it `posterior.json`, a
+        safetensors file, and a section of the model card that shows how to load them.
+
+        Args:
+            folder: Made where it does not exist; a posterior that is there is replaced.
+        """
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        save_model(self.model, target)
+        saved = SavedPosterior(
+            self.posterior, self.likelihood, self.predictive, self.curvature, self.reason
+        )
+        save_posterior(target, saved)
+        write_card(target, model_card(saved, target.name))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        model: nn.Module | None = None,
+        *,
+        base: str | None = None,
+        device: str | torch.device | None = None,
+    ) -> BayesianPeft:
+        """Load what `save_pretrained` or `push_to_hub` wrote.
+
+        Args:
+            folder: A folder, or the name of a repository on the hub.
+            model: The model with its adapter; rebuilt from the folder where not given.
+            base: The base model to rebuild it on, instead of the one recorded.
+            device: Where to put a rebuilt model; the CPU by default.
+
+        Returns:
+            The Bayesian model, ready to predict.
+
+        Raises:
+            CheckpointError: If files are missing or damaged, or belong to another model.
+        """
+        path = fetch_checkpoint(folder)
+        if model is None:
+            model = load_adapter(path, base=base)
+        if device is not None:
+            model = model.to(device)
+        saved = load_posterior(path, model)
+        return cls(
+            model,
+            saved.posterior,
+            saved.likelihood,
+            saved.predictive,
+            saved.curvature,
+            saved.reason,
+        )
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload adapter and posterior to the hub.
+
+        Args:
+            repo_id: `user/name`; made where it does not exist.
+            private: Whether a new repository is private.
+            token: Of the hub; the stored one by default.
+
+        Returns:
+            Address of the commit.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / repo_id.rpartition("/")[2]
+            self.save_pretrained(folder)
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            commit = api.upload_folder(repo_id=repo_id, folder_path=str(folder))
+        return str(commit.commit_url)
+
+
+def check_data(model: nn.Module, loader: Loader, likelihood: Likelihood) -> None:
+    """Every label against the outputs of one forward pass, before the long work.
+
+    Raises:
+        DataError: If the loader is empty or read-once, or labels are missing or do not fit.
+        NonFiniteError: If the outputs are NaN or infinite.
+    """
+    device = device_of(model)
+    first: list[Tensor] = []
+
+    def inspect(inputs: Inputs, labels: Tensor) -> None:
+        if not first:
+            with evaluating(model), torch.no_grad(), explaining_memory():
+                first.append(forward(model, move(inputs, device))[:1].cpu())
+        if len(labels):
+            likelihood.check_labels(first[0].expand(len(labels), -1), labels.cpu())
+
+    look_through(loader, inspect)
+
+
+def unit_posterior(
+    model: nn.Module, blocks: tuple[Block, ...], fitted: FittedCurvature
+) -> Posterior:
+    """The posterior of a fit, with a prior precision of 1 until one is chosen."""
+    return Posterior(
+        blocks,
+        read_weights(model, blocks),
+        GaussianPrior.isotropic(blocks, 1.0),
+        fitted.operators,
+        {name: operator.decompose() for name, operator in fitted.operators.items()},
+        fitted.log_likelihood,
+        fitted.n_rows,
+        fitted.n_outputs,
+    )
+
+
+def at_noise(posterior: Posterior, log_likelihood: float, choice: PriorChoice) -> Posterior:
+    """A posterior fitted at noise variance 1, at the variance that was learnt."""
+    scale = 1 / (choice.noise_variance or 1.0)
+    curvature = {name: operator.scale(scale) for name, operator in posterior.curvature.items()}
+    bases = {name: operator.decompose() for name, operator in curvature.items()}
+    return replace(posterior, curvature=curvature, bases=bases, log_likelihood=log_likelihood)
+
+
+def save_model(model: nn.Module, folder: Path) -> None:
+    """The model's own files, as its `save_pretrained` writes them, moved into place one by one."""
+    if not hasattr(model, "save_pretrained"):
+        return
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving.") as scratch:
+        model.save_pretrained(scratch)
+        for path in sorted(Path(scratch).rglob("*")):
+            place = folder / path.relative_to(scratch)
+            if path.is_dir():
+                place.mkdir(exist_ok=True)
+            elif not (place.name == "README.md" and place.exists()):
+                path.replace(place)
+
+
+def explain(bayes: BayesianPeft) -> str:
+    """A few lines on a fit: blocks by kind, curvature, prior, evidence."""
+    posterior = bayes.posterior
+    sizes: dict[str, list[int]] = {}
+    for block in posterior.blocks:
+        sizes.setdefault(block.kind.value, []).append(block.size)
+    parts = ", ".join(f"{kind} {len(s)} ({sum(s):,} weights)" for kind, s in sizes.items())
+    n_weights = sum(block.size for block in posterior.blocks)
+    gamma = posterior.evidence().effective_parameters(posterior.prior.precision)
+    return (
+        f"Laplace posterior over {n_weights:,} weights in {len(posterior.blocks)} blocks: {parts}.\n"
+        f"Curvature: {bayes.curvature} over {posterior.n_rows} rows, "
+        f"mean training NLL {-posterior.log_likelihood / posterior.n_rows:.4f} nats.\n"
+        f"{bayes.reason}\n"
+        f"The data determine {sum(gamma.values()):.0f} effective parameters."
+    )

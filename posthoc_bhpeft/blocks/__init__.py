@@ -1,0 +1,19 @@
+"""Trainable tensors as `(p, q)` blocks, and their per-sample gradients."""
+
+from posthoc_bhpeft.blocks.block import Block, Kind, MatrixView, Observation, Recognizer, Tap
+from posthoc_bhpeft.blocks.discover import DEFAULT_RECOGNIZERS, discover
+from posthoc_bhpeft.blocks.tape import Engine, Tape, observing
+
+__all__ = [
+    "DEFAULT_RECOGNIZERS",
+    "Block",
+    "Engine",
+    "Kind",
+    "MatrixView",
+    "Observation",
+    "Recognizer",
+    "Tap",
+    "Tape",
+    "discover",
+    "observing",
+]

@@ -1,0 +1,175 @@
+"""`Block`: a `(p, q)` matrix view of a trainable tensor, and how its gradient is observed.
+
+Everything later (curvature, posterior, predictive) sees blocks and per-sample gradients
+`G_n (p, q)`, never modules. A recogniser turns a module into blocks; see `discover`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from posthoc_bhpeft.errors import ModelError
+
+
+class Kind(str, Enum):
+    """What a block is part of; priors and reports group by it."""
+
+    LORA = "lora"
+    ADAPTER = "adapter"
+    PREFIX = "prefix"
+    HEAD = "head"
+    OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One backward pass seen at one block: `G_n = sum_t rows_nt columns_nt^T`.
+
+    Attributes:
+        rows: `(N, T, p)`; for a linear layer the gradient at its output.
+        columns: `(N, T, q)`; for a linear layer its input.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def gradient(self) -> Tensor:
+        """Per-sample gradient of the block, `(N, p, q)`."""
+        return self.rows.transpose(1, 2) @ self.columns
+
+
+@dataclass(frozen=True)
+class MatrixView:
+    """Part of a tensor seen as a matrix: `tensor[index].permute(order).reshape(shape)`."""
+
+    shape: tuple[int, int]
+    index: tuple[int | slice, ...] = ()
+    order: tuple[int, ...] = ()
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """The `(p, q)` matrix inside `tensor`."""
+        part = tensor[self.index]
+        return (part.permute(self.order) if self.order else part).reshape(self.shape)
+
+    def write(self, tensor: Tensor, matrix: Tensor) -> None:
+        """Put a `(p, q)` matrix back where `read` took it from, in place."""
+        part = tensor[self.index]
+        if not self.order:
+            part.copy_(matrix.reshape(part.shape))
+            return
+        permuted = part.permute(self.order)
+        permuted.copy_(matrix.reshape(permuted.shape))
+
+
+class Tap(Protocol):
+    """How the call of a module is turned into an `Observation` of one block."""
+
+    def __call__(self, module_input: Tensor, cotangent: Tensor, n_rows: int) -> Observation:
+        """Observe one call.
+
+        Args:
+            module_input: First positional input of the module.
+            cotangent: Gradient of the scalar at the module's output, shaped as that output.
+            n_rows: `N`, the number of rows of the batch.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Block:
+    """A matrix view of (part of) a trainable tensor.
+
+    Attributes:
+        name: Unique name: the parameter's, with a part in brackets where there are several.
+        kind: What it is part of.
+        parameter: Name in `model.named_parameters()`.
+        module: Path of the module whose call is tapped.
+        view: The matrix inside the parameter.
+        tap: How a call of the module is observed.
+    """
+
+    name: str
+    kind: Kind
+    parameter: str
+    module: str
+    view: MatrixView
+    tap: Tap
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(p, q)`."""
+        return self.view.shape
+
+    @property
+    def size(self) -> int:
+        """`P = p q`, the number of weights."""
+        return self.shape[0] * self.shape[1]
+
+
+class Recognizer(Protocol):
+    """Finds the blocks of one type of module: the extension point of `discover`."""
+
+    def __call__(self, path: str, module: nn.Module) -> Iterable[Block]:
+        """Blocks of trainable tensors at or below `module`; nothing where it is not its type."""
+        ...
+
+
+HEAD_NAMES = frozenset(
+    {
+        "classifier",
+        "pre_classifier",
+        "score",
+        "classification_head",
+        "qa_outputs",
+        "lm_head",
+        "head",
+        "summary",
+    }
+)
+
+
+def kind_of(path: str) -> Kind:
+    """The kind of a block, read from the names of the modules around it."""
+    parts = path.split(".")
+    if "modules_to_save" in parts:
+        return Kind.HEAD
+    if any("lora_" in part for part in parts):
+        return Kind.LORA
+    if any("adapter" in part for part in parts):
+        return Kind.ADAPTER
+    if any("prefix" in part or part == "prompt_encoder" for part in parts):
+        return Kind.PREFIX
+    return Kind.HEAD if HEAD_NAMES.intersection(parts) else Kind.OTHER
+
+
+def join(path: str, name: str) -> str:
+    """Dotted path of `name` below `path`, which is empty for the model itself."""
+    return f"{path}.{name}" if path else name
+
+
+def by_row(tensor: Tensor, n_rows: int) -> Tensor:
+    """View `(N * k, ..., d)` as `(N, T, d)`.
+
+    `k > 1` happens where a model flattens rows and positions (OPT's feed-forward), or rows and
+    choices (multiple choice), always with the row as the slowest index.
+
+    Raises:
+        ModelError: If the leading size is no multiple of `n_rows`.
+    """
+    if tensor.shape[0] % n_rows:
+        raise ModelError(
+            f"A tapped module saw {tensor.shape[0]} leading rows for a batch of {n_rows}: it mixes rows, "
+            "so there is no gradient a row. Freeze its tensors to leave them out."
+        )
+    return tensor.reshape(n_rows, -1, tensor.shape[-1])
+
+
+def ones_like_positions(rows: Tensor) -> Tensor:
+    """`(N, T, 1)` of ones: the columns of a vector's observation."""
+    return torch.ones((), dtype=rows.dtype, device=rows.device).expand(*rows.shape[:2], 1)

@@ -1,0 +1,77 @@
+"""Adapters that are in the model but out of sight: frozen, merged into the base, or disabled.
+
+The commonest case is quiet: LoRA injected first, then a prefix `PeftModel` around it. peft freezes
+the LoRA, and `save_pretrained` drops it; its uncertainty would silently be left out.
+"""
+
+from __future__ import annotations
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from posthoc_bhpeft.errors import HiddenAdapterError
+
+
+def check_adapters_visible(model: nn.Module) -> None:
+    """Raise if an active adapter is merged, disabled, or wholly frozen.
+
+    Raises:
+        HiddenAdapterError: Naming the first layer concerned and the way out.
+    """
+    layers = {
+        path: module for path, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+    }
+    for path, layer in layers.items():
+        if layer.merged:
+            raise HiddenAdapterError(
+                f"The adapter at {path!r} is merged into the base weights, so it has no weights of its "
+                "own. Call unmerge_adapter() first, or bayesianize the checkpoint before merging."
+            )
+        if layer.disable_adapters:
+            raise HiddenAdapterError(
+                f"The adapter at {path!r} is disabled. Call enable_adapter_layers(), or leave the "
+                "disable_adapter() context, before bayesianizing."
+            )
+    check_not_frozen(layers)
+
+
+def check_not_frozen(layers: dict[str, BaseTunerLayer]) -> None:
+    """Raise if no tensor of any active adapter of one tuner type requires a gradient."""
+    by_type: dict[type, list[str]] = {}
+    trainable: set[type] = set()
+    for path, layer in layers.items():
+        tensors = active_tensors(layer)
+        family = tuner_family(layer)
+        if tensors:
+            by_type.setdefault(family, []).append(path)
+        if any(tensor.requires_grad for tensor in tensors):
+            trainable.add(family)
+    for family, paths in by_type.items():
+        if family not in trainable:
+            raise HiddenAdapterError(
+                f"The active {family.__name__} adapter is frozen in all of its {len(paths)} layers "
+                f"(first: {paths[0]!r}), so its uncertainty would be left out. A checkpoint is loaded "
+                "frozen unless is_trainable=True is given; and peft freezes a LoRA when a prefix "
+                "PeftModel is put around it (and drops it on saving): use HybridConfig for both "
+                "together, or call requires_grad_(True) on its tensors."
+            )
+
+
+def active_tensors(layer: BaseTunerLayer) -> list[nn.Parameter]:
+    """Parameters of a tuner layer that belong to its active adapters."""
+    active = set(layer.active_adapters)
+    containers = (getattr(layer, name, None) for name in layer.adapter_layer_names)
+    return [
+        parameter
+        for container in containers
+        if isinstance(container, (nn.ModuleDict, nn.ParameterDict))
+        for adapter, item in container.items()
+        if adapter in active
+        for parameter in ([item] if isinstance(item, nn.Parameter) else item.parameters())
+    ]
+
+
+def tuner_family(layer: BaseTunerLayer) -> type:
+    """The class that all layers of one tuner share: `LoraLayer` for every kind of LoRA layer."""
+    order = type(layer).__mro__
+    return order[order.index(BaseTunerLayer) - 1] if BaseTunerLayer in order else type(layer)

@@ -1,0 +1,33 @@
+"""Curvature estimators: one a file, all sums of outer products of per-sample gradients."""
+
+from posthoc_bhpeft.curvature.dense import DenseGGN
+from posthoc_bhpeft.curvature.diagonal import DiagonalGGN
+from posthoc_bhpeft.curvature.directions import (
+    Auto,
+    Contrasts,
+    Directions,
+    EmpiricalFisher,
+    Exact,
+    RandomSigns,
+)
+from posthoc_bhpeft.curvature.estimator import Accumulator, Curvature, FittedCurvature
+from posthoc_bhpeft.curvature.fit import fit_curvature
+from posthoc_bhpeft.curvature.kfac import KFAC
+from posthoc_bhpeft.curvature.kronecker import KroneckerGGN
+
+__all__ = [
+    "KFAC",
+    "Accumulator",
+    "Auto",
+    "Contrasts",
+    "Curvature",
+    "DenseGGN",
+    "DiagonalGGN",
+    "Directions",
+    "EmpiricalFisher",
+    "Exact",
+    "FittedCurvature",
+    "KroneckerGGN",
+    "RandomSigns",
+    "fit_curvature",
+]

@@ -1,0 +1,133 @@
+r"""Output directions: which gradients `G_nk` of `f_n . v_nk` a curvature estimator sums over.
+
+With `S_n S_n^T = H_n` (the Hessian of the likelihood in the outputs) and columns `s_nk`, the GGN is
+`sum_n sum_k vec(G_nk) vec(G_nk)^T`, one backward pass a column. `Exact` and `Contrasts` sum over all
+columns; `RandomSigns` replaces them by a few random combinations with the same expectation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from posthoc_bhpeft.errors import ConfigError
+from posthoc_bhpeft.likelihood import Likelihood
+
+
+class Directions(Protocol):
+    """Chooses the output directions of one batch."""
+
+    def draw(
+        self,
+        likelihood: Likelihood,
+        outputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Directions of shape `(K, N, C)` for outputs `(N, C)`: `K` backward passes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Exact:
+    """All `C` columns of the Hessian's square root; exact, `C` backward passes."""
+
+    def draw(
+        self,
+        likelihood: Likelihood,
+        outputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        return likelihood.hessian_root(outputs).permute(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class Contrasts:
+    """The columns of a root of least rank: `C - 1` for a softmax; exact as well, and cheaper."""
+
+    def draw(
+        self,
+        likelihood: Likelihood,
+        outputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        return likelihood.reduced_root(outputs).permute(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class RandomSigns:
+    """`v = S eps / sqrt(K)` with independent signs `eps`: unbiased, `samples` backward passes.
+
+    `E[v v^T] = S E[eps eps^T] S^T = H`, so the expected curvature is the GGN whatever `C` is
+    (Hutchinson's estimator; Rademacher signs have the smallest variance of those with iid entries).
+    """
+
+    samples: int = 1
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ConfigError(f"RandomSigns(samples={self.samples}): at least 1 is needed.")
+
+    def draw(
+        self,
+        likelihood: Likelihood,
+        outputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        root = likelihood.reduced_root(outputs)
+        shape = (self.samples, len(outputs), root.shape[-1])
+        # Drawn on the CPU, so that a seed means the same on every device.
+        bits = torch.randint(0, 2, shape, generator=generator)
+        signs = (2 * bits - 1).to(root) / self.samples**0.5
+        return torch.einsum("nck,snk->snc", root, signs)
+
+
+@dataclass(frozen=True)
+class Auto:
+    """`Contrasts` where they need at most `max_passes` backward passes, else `RandomSigns`.
+
+    The choice depends on the number of outputs only, so it is the same for every batch.
+    """
+
+    max_passes: int = 3
+
+    def choose(self, likelihood: Likelihood, n_outputs: int) -> Contrasts | RandomSigns:
+        """The directions for a model with `C = n_outputs`."""
+        if likelihood.contrasts(n_outputs).shape[1] <= self.max_passes:
+            return Contrasts()
+        return RandomSigns(samples=2)
+
+    def draw(
+        self,
+        likelihood: Likelihood,
+        outputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        chosen = self.choose(likelihood, outputs.shape[-1])
+        return chosen.draw(likelihood, outputs, labels, generator)
+
+
+@dataclass(frozen=True)
+class EmpiricalFisher:
+    """The gradient of the negative log likelihood itself; one backward pass.
+
+    Not an estimate of the GGN: it vanishes as the model fits its labels, and its relative error is
+    near 1 on trained models (Kunstner et al. 2019, https://arxiv.org/abs/1905.12558). Here for
+    comparison, because it is what much EWC code uses.
+    """
+
+    def draw(
+        self,
+        likelihood: Likelihood,
+        outputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        return likelihood.output_gradient(outputs, labels).unsqueeze(0)

@@ -1,0 +1,57 @@
+"""`Curvature` and `Accumulator`: the contract of every estimator, and what a fit returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from posthoc_bhpeft.blocks import Block, Observation
+from posthoc_bhpeft.curvature.directions import Directions
+from posthoc_bhpeft.linalg import BlockOperator
+
+
+class Accumulator(Protocol):
+    """Sums the curvature of one block over data; a new one for each fit."""
+
+    def add(self, observation: Observation) -> None:
+        """Add one batch, seen in one output direction."""
+        ...
+
+    def finish(self) -> BlockOperator:
+        """The curvature of the block, summed over all data added."""
+        ...
+
+
+class Curvature(Protocol):
+    """An estimator of the block-diagonal GGN: output directions, and a structure for each block."""
+
+    @property
+    def directions(self) -> Directions:
+        """Which output directions are differentiated."""
+        ...
+
+    def storage(self, block: Block) -> int:
+        """Numbers kept for one block, to check the memory before a fit."""
+        ...
+
+    def accumulator(self, block: Block) -> Accumulator:
+        """An empty accumulator for one block."""
+        ...
+
+
+@dataclass(frozen=True)
+class FittedCurvature:
+    """What one pass over the data found.
+
+    Attributes:
+        operators: Curvature of each block by name, a sum over rows.
+        log_likelihood: `sum_n log p(y_n | f_n)` in nats at the model's weights.
+        n_rows: Number of labelled rows.
+        n_outputs: `C`.
+    """
+
+    operators: Mapping[str, BlockOperator]
+    log_likelihood: float
+    n_rows: int
+    n_outputs: int

@@ -1,0 +1,109 @@
+"""`fit_curvature`: one pass over the data, any estimator, any engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posthoc_bhpeft.batches import device_of, evaluating, forward, labelled_rows, move, split_batch
+from posthoc_bhpeft.blocks import Block, Engine, Tape, observing
+from posthoc_bhpeft.curvature.estimator import Accumulator, Curvature, FittedCurvature
+from posthoc_bhpeft.errors import DataError, NonFiniteError
+from posthoc_bhpeft.likelihood import Likelihood
+from posthoc_bhpeft.linalg import BlockOperator
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+def fit_curvature(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    batches: Iterable[Any],
+    likelihood: Likelihood,
+    estimator: Curvature,
+    *,
+    engine: Engine = observing,
+    generator: torch.Generator | None = None,
+    progress: Progress = iter,
+) -> FittedCurvature:
+    """Sum the curvature of every block, and the log likelihood, over the data.
+
+    Args:
+        model: Differentiated at its present weights, in evaluation mode; unchanged afterwards.
+        blocks: From `discover`.
+        batches: Labelled batches; rows labelled -100 are left out.
+        likelihood: Gives the Hessian in the outputs.
+        estimator: Output directions, and the structure of each block.
+        engine: Makes the tape; `observing` uses forward hooks.
+        generator: Randomness of `RandomSigns`; on the CPU.
+        progress: Wraps the batches, for a progress bar.
+
+    Returns:
+        One operator a block, the log likelihood in nats, and the numbers of rows and outputs.
+
+    Raises:
+        DataError: If a batch has no labels, or labels that do not fit the outputs.
+        NonFiniteError: If outputs or gradients are NaN or infinite.
+        DeadBlockError: If a block took no part in a forward pass.
+    """
+    sums = {block.name: estimator.accumulator(block) for block in blocks}
+    device = device_of(model)
+    log_likelihood, n_rows, n_outputs = 0.0, 0, 0
+    with evaluating(model), engine(model, blocks) as tape:
+        for batch in progress(batches):
+            inputs, labels = split_batch(batch)
+            if labels is None:
+                raise DataError("A batch without labels came up while fitting the curvature.")
+            labels = labels.to(device)
+            keep = labelled_rows(labels)
+            if not bool(keep.any()):
+                continue
+            outputs = forward(model, move(inputs, device))
+            likelihood.check_labels(outputs[keep], labels[keep])
+            nll = likelihood.nll(outputs.detach()[keep], labels[keep])
+            log_likelihood -= float(nll.double().sum())
+            n_rows, n_outputs = n_rows + int(keep.sum()), outputs.shape[1]
+            directions = masked_directions(
+                estimator, likelihood, outputs.detach(), labels, keep, generator
+            )
+            add_batch(tape, outputs, directions, sums)
+    operators = {name: check_finite(name, total.finish()) for name, total in sums.items()}
+    return FittedCurvature(operators, log_likelihood, n_rows, n_outputs)
+
+
+def masked_directions(
+    estimator: Curvature,
+    likelihood: Likelihood,
+    outputs: Tensor,
+    labels: Tensor,
+    keep: Tensor,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Directions `(K, N, C)`, zero in rows without a label so that these add nothing."""
+    drawn = estimator.directions.draw(likelihood, outputs[keep], labels[keep], generator)
+    directions = drawn.new_zeros(len(drawn), *outputs.shape)
+    directions[:, keep] = drawn
+    return directions
+
+
+def add_batch(
+    tape: Tape, outputs: Tensor, directions: Tensor, sums: Mapping[str, Accumulator]
+) -> None:
+    """One backward pass a direction, each block's observation added to its sum."""
+    last = len(directions) - 1
+    for index, direction in enumerate(directions):
+        for block, observation in tape.observe(outputs, direction, retain=index < last):
+            sums[block.name].add(observation)
+
+
+def check_finite(name: str, operator: BlockOperator) -> BlockOperator:
+    """The operator, unless it holds NaN or infinity."""
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in operator.tensors().values()):
+        raise NonFiniteError(
+            f"The curvature of block {name!r} is NaN or infinite: gradients overflowed. Run the fit "
+            "in float32 or bfloat16, or freeze this block."
+        )
+    return operator

@@ -1,0 +1,58 @@
+"""Memory: refuse a fit that cannot fit before it starts, and explain one that ran out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import psutil
+import torch
+
+from posthoc_bhpeft.blocks import Block
+from posthoc_bhpeft.curvature import Curvature
+from posthoc_bhpeft.errors import MemoryLimitError
+
+# Factors in float32, their eigenvectors beside them, and one float64 copy while decomposing.
+BYTES_A_NUMBER = 4 + 4 + 8
+
+
+def available_memory(device: torch.device) -> int:
+    """Free bytes on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def check_memory(blocks: Sequence[Block], curvature: Curvature, device: torch.device) -> None:
+    """Raise if the curvature of all blocks cannot fit into the memory that is free.
+
+    Raises:
+        MemoryLimitError: With the bytes needed, the largest blocks, and what is smaller.
+    """
+    needed = {block: curvature.storage(block) * BYTES_A_NUMBER for block in blocks}
+    total, free = sum(needed.values()), available_memory(device)
+    if total <= free:
+        return
+    largest = sorted(needed, key=lambda block: needed[block], reverse=True)[:3]
+    names = ", ".join(f"{b.name} {b.shape} {needed[b] / 2**30:.1f} GiB" for b in largest)
+    raise MemoryLimitError(
+        f"{curvature} needs about {total / 2**30:.1f} GiB for {len(blocks)} blocks, and "
+        f"{free / 2**30:.1f} GiB are free on {device}. Largest: {names}. Freeze those, or use "
+        "curvature=DiagonalGGN(), which keeps one number a weight."
+    )
+
+
+@contextmanager
+def explaining_memory() -> Iterator[None]:
+    """Turn a device's out-of-memory error into one that says what to do.
+
+    Raises:
+        MemoryLimitError: In place of `torch.OutOfMemoryError`.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryLimitError(
+            f"The device ran out of memory on a batch: {str(error).splitlines()[0]} Use a smaller "
+            "batch_size in the loader, shorter texts, or device='cpu'. Nothing was changed or saved."
+        ) from error

@@ -1,0 +1,82 @@
+"""`Prediction`: what a model says about a batch, with its uncertainty split in two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posthoc_bhpeft.errors import DataError
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predictions for `N` rows. All entropies are in nats.
+
+    Attributes:
+        logits: Outputs `(N, C)` at the trained weights: logits, or the mean in regression.
+        probabilities: `(N, C)` under the predictive; `None` in regression.
+        covariance: Covariance `(N, C, C)` of the outputs under the posterior (of the centred logits
+            in classification, unless asked otherwise); `None` where the predictive has none.
+        total: `(N,)`, entropy of the predictive.
+        aleatoric: `(N,)`, the part that would remain if the weights were known.
+        epistemic: `(N,)`, `total - aleatoric`: the information that the weights hold about the label.
+        labels: `(N, ...)`, where the data had them.
+        multilabel: Whether the outputs are independent yes-or-no answers.
+    """
+
+    logits: Tensor
+    probabilities: Tensor | None
+    covariance: Tensor | None
+    total: Tensor
+    aleatoric: Tensor
+    epistemic: Tensor
+    labels: Tensor | None = None
+    multilabel: bool = False
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    @property
+    def predicted(self) -> Tensor:
+        """`(N,)` most probable classes, `(N, C)` most probable answers (multi-label), or the mean."""
+        if self.probabilities is None:
+            return self.logits
+        if self.multilabel:
+            return (self.probabilities > 0.5).long()
+        return self.probabilities.argmax(-1)
+
+    def with_labels(self, labels: Tensor | None) -> Prediction:
+        """The same predictions beside their labels."""
+        return replace(self, labels=None if labels is None else labels.to(self.logits.device))
+
+    def cpu(self) -> Prediction:
+        """The same predictions with every tensor on the CPU."""
+        moved = {
+            name: None if column is None else column.cpu()
+            for name, column in self.columns().items()
+        }
+        return replace(self, **moved)
+
+    def columns(self) -> dict[str, Tensor | None]:
+        """Every tensor by field name, each with one entry a row."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "multilabel"}
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Prediction]) -> Prediction:
+        """Predictions of several batches as one; a column that any part lacks is `None`.
+
+        Raises:
+            DataError: If there is no part at all.
+        """
+        if not parts:
+            raise DataError("There is nothing to predict: the loader has no batch.")
+        joined: dict[str, Any] = {}
+        for name in parts[0].columns():
+            column = [part.columns()[name] for part in parts]
+            present = [tensor for tensor in column if tensor is not None]
+            joined[name] = torch.cat(present) if len(present) == len(column) else None
+        return cls(**joined, multilabel=parts[0].multilabel)

@@ -1,0 +1,127 @@
+"""Total, aleatoric and epistemic uncertainty of each row, in nats, for every likelihood."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from posthoc_bhpeft.likelihood import Bernoulli, Gaussian, Likelihood
+from posthoc_bhpeft.predictive.links import Link, MonteCarlo
+from posthoc_bhpeft.predictive.prediction import Prediction
+
+
+def predict_gaussian_outputs(
+    likelihood: Likelihood, outputs: Tensor, covariance: Tensor, link: Link
+) -> Prediction:
+    """Predictions from outputs `N(f, V)`.
+
+    The epistemic part in classification is the mutual information between label and weights,
+    `H[E softmax(f)] - E H[softmax(f)]`, by Monte Carlo over `N(f, V)` (Houlsby et al. 2011,
+    https://arxiv.org/abs/1112.5745); the total is the entropy of the link's probabilities, and the
+    aleatoric part is what is left. In regression all three are differential entropies.
+
+    Args:
+        likelihood: Of the labels given outputs.
+        outputs: `f`, `(N, C)`.
+        covariance: `V`, `(N, C, C)`.
+        link: From Gaussian logits to probabilities; not used in regression.
+
+    Returns:
+        The predictions, with `covariance` inside.
+    """
+    if isinstance(likelihood, Gaussian):
+        return gaussian_prediction(outputs, covariance, likelihood.dispersion)
+    sampler = MonteCarlo(256)
+    if isinstance(likelihood, Bernoulli):
+        variance = covariance.diagonal(dim1=-2, dim2=-1)
+        probabilities = link.sigmoid(outputs, variance)
+        draws = sampler.draw(outputs, torch.diag_embed(variance)).sigmoid()
+        total = binary_entropy(probabilities).sum(-1)
+        expected = binary_entropy(draws).sum(-1).mean(0)
+        information = binary_entropy(draws.mean(0)).sum(-1) - expected
+    else:
+        probabilities = link.softmax(outputs, covariance)
+        draws = sampler.draw(outputs, covariance).softmax(-1)
+        total = entropy(probabilities)
+        information = entropy(draws.mean(0)) - entropy(draws).mean(0)
+    epistemic = torch.minimum(information.clamp_min(0), total)
+    return Prediction(
+        outputs,
+        probabilities,
+        covariance,
+        total,
+        total - epistemic,
+        epistemic,
+        multilabel=isinstance(likelihood, Bernoulli),
+    )
+
+
+def gaussian_prediction(outputs: Tensor, covariance: Tensor, noise_variance: float) -> Prediction:
+    """Regression: `y ~ N(f, V + s2 I)`, entropies `1/2 log det(2 pi e (.))`."""
+    n_outputs = outputs.shape[-1]
+    identity = torch.eye(n_outputs, dtype=torch.float64, device=outputs.device)
+    # log det(V / s2 + I): the information that the label carries about the weights, doubled.
+    information = 0.5 * torch.logdet(covariance.double() / noise_variance + identity)
+    noise_entropy = 0.5 * n_outputs * math.log(2 * math.pi * math.e * noise_variance)
+    epistemic = information.to(outputs)
+    aleatoric = torch.full_like(epistemic, noise_entropy)
+    return Prediction(outputs, None, covariance, aleatoric + epistemic, aleatoric, epistemic)
+
+
+def predict_draws(likelihood: Likelihood, outputs: Tensor, draws: Tensor) -> Prediction:
+    """Predictions from outputs `draws` `(S, N, C)` of sampled weights; `outputs` at the mean."""
+    covariance = sample_covariance(draws)
+    if isinstance(likelihood, Gaussian):
+        return gaussian_prediction(draws.mean(0), covariance, likelihood.dispersion)
+    if isinstance(likelihood, Bernoulli):
+        each = draws.sigmoid()
+        total = binary_entropy(each.mean(0)).sum(-1)
+        aleatoric = binary_entropy(each).sum(-1).mean(0)
+    else:
+        each = draws.softmax(-1)
+        total, aleatoric = entropy(each.mean(0)), entropy(each).mean(0)
+    epistemic = (total - aleatoric).clamp_min(0)
+    return Prediction(
+        outputs,
+        each.mean(0),
+        covariance,
+        total,
+        total - epistemic,
+        epistemic,
+        multilabel=isinstance(likelihood, Bernoulli),
+    )
+
+
+def predict_point(likelihood: Likelihood, outputs: Tensor) -> Prediction:
+    """Predictions of the trained weights alone: no epistemic uncertainty."""
+    if isinstance(likelihood, Gaussian):
+        zero = outputs.new_zeros(*outputs.shape, outputs.shape[-1])
+        prediction = gaussian_prediction(outputs, zero, likelihood.dispersion)
+        return Prediction(**{**prediction.columns(), "covariance": None})  # type: ignore[arg-type]
+    multilabel = isinstance(likelihood, Bernoulli)
+    probabilities = outputs.sigmoid() if multilabel else outputs.softmax(-1)
+    total = binary_entropy(probabilities).sum(-1) if multilabel else entropy(probabilities)
+    zeros = torch.zeros_like(total)
+    return Prediction(outputs, probabilities, None, total, total, zeros, multilabel=multilabel)
+
+
+def sample_covariance(draws: Tensor) -> Tensor:
+    """Covariance `(N, C, C)` of draws `(S, N, C)`; zero for a single draw."""
+    centred = draws - draws.mean(0)
+    return torch.einsum("snc,snk->nck", centred, centred) / max(len(draws) - 1, 1)
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """`-sum_c p_c log p_c` over the last axis, in nats."""
+    return -torch.special.xlogy(probabilities, probabilities).sum(-1)
+
+
+def binary_entropy(probabilities: Tensor) -> Tensor:
+    """Entropy of each yes-or-no answer, in nats."""
+    complement = 1 - probabilities
+    return -(
+        torch.special.xlogy(probabilities, probabilities)
+        + torch.special.xlogy(complement, complement)
+    )

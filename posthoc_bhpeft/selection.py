@@ -1,0 +1,275 @@
+"""Prior rules: how the precision of the prior is chosen, and why, in words.
+
+A rule is one dataclass with one method; write your own and pass it as `prior=`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from posthoc_bhpeft.batches import Loader
+from posthoc_bhpeft.errors import ConfigError
+from posthoc_bhpeft.evidence import (
+    HIGHEST,
+    BlockSpectrum,
+    LaplaceEvidence,
+    best_precision,
+    best_visible_precision,
+)
+from posthoc_bhpeft.likelihood import Bernoulli, Gaussian, Likelihood
+from posthoc_bhpeft.predictive.links import ClassPreserving, Link
+from posthoc_bhpeft.predictive.spectrum import CovarianceSpectrum
+
+
+class Grouping(str, Enum):
+    """Which blocks share one prior precision."""
+
+    MODEL = "model"
+    KIND = "kind"
+    BLOCK = "block"
+
+    def groups(self, spectra: Mapping[str, BlockSpectrum]) -> dict[str, list[str]]:
+        """Names of blocks by group."""
+        found: dict[str, list[str]] = {}
+        for name, spectrum in spectra.items():
+            key = {"model": "all", "kind": spectrum.kind.value, "block": name}[self.value]
+            found.setdefault(key, []).append(name)
+        return found
+
+
+@dataclass(frozen=True)
+class LaplaceFit:
+    """What a prior rule may look at.
+
+    Attributes:
+        evidence: Eigenvalues, movements and log likelihood.
+        likelihood: Of the labels given outputs.
+        spectra: Covariance spectra of the batches of a loader; one prediction's cost.
+        training: The loader the curvature was fitted on.
+    """
+
+    evidence: LaplaceEvidence
+    likelihood: Likelihood
+    spectra: Callable[[Loader], Iterable[CovarianceSpectrum]]
+    training: Loader
+
+
+@dataclass(frozen=True)
+class PriorChoice:
+    """A prior precision for each block.
+
+    Attributes:
+        precision: By block name.
+        reason: One or two sentences for a person.
+        noise_variance: Of a Gaussian likelihood, where it was to be learnt.
+    """
+
+    precision: Mapping[str, float]
+    reason: str
+    noise_variance: float | None = None
+
+
+class PriorRule(Protocol):
+    """Chooses a prior precision for every block."""
+
+    def choose(self, fit: LaplaceFit) -> PriorChoice:
+        """Choose."""
+        ...
+
+
+@dataclass(frozen=True)
+class FixedPrecision:
+    """The same, given precision for every block.
+
+    Args:
+        value: In inverse squared units of the weights.
+    """
+
+    value: float
+
+    def __post_init__(self) -> None:
+        if not self.value > 0:
+            raise ConfigError(f"FixedPrecision({self.value!r}): a precision must be above 0.")
+
+    def choose(self, fit: LaplaceFit) -> PriorChoice:
+        """The given precision; the noise of a Gaussian likelihood is still learnt."""
+        precision, noise = with_noise(
+            fit.evidence, lambda evidence: dict.fromkeys(evidence.spectra, self.value)
+        )
+        return PriorChoice(precision, f"Prior precision {self.value:g}, as given.", noise)
+
+
+@dataclass(frozen=True)
+class MarginalLikelihood:
+    """Maximise the Laplace evidence: needs no held-out data, and no search.
+
+    It takes the weights for a mode under a zero-mean prior. Where the model is under-trained they
+    are none, the precision comes out too low, and predictions too wide; the default rule is
+    safe there.
+
+    Args:
+        per: Which blocks share a precision.
+    """
+
+    per: Grouping = Grouping.MODEL
+
+    def choose(self, fit: LaplaceFit) -> PriorChoice:
+        """The precisions of highest evidence (and the noise variance, where learnt)."""
+        precision, noise = with_noise(
+            fit.evidence, lambda evidence: by_group(evidence, self.per, best_precision)
+        )
+        evidence = fit.evidence.at_noise(noise) if noise else fit.evidence
+        value = evidence.log_marginal_likelihood(precision)
+        reason = (
+            f"Prior precision by marginal likelihood, one a {self.per.value}: "
+            f"{describe(precision, evidence, self.per)}. Log evidence {value:.1f} nats, "
+            f"{sum(evidence.effective_parameters(precision).values()):.0f} effective parameters."
+        )
+        return PriorChoice(precision, reason, noise)
+
+
+@dataclass(frozen=True)
+class VisibleMovement:
+    """The evidence's fixed point, counting only the movement of the weights that the data can see.
+
+    `d = gamma(d) / v(d)`: see `evidence.best_visible_precision`.
+
+    Args:
+        per: Which blocks share a precision.
+    """
+
+    per: Grouping = Grouping.MODEL
+
+    def choose(self, fit: LaplaceFit) -> PriorChoice:
+        """The precisions at the fixed point."""
+        precision, noise = with_noise(
+            fit.evidence, lambda evidence: by_group(evidence, self.per, best_visible_precision)
+        )
+        evidence = fit.evidence.at_noise(noise) if noise else fit.evidence
+        reason = (
+            "Prior precision by the movement of the weights that the data can see, one a "
+            f"{self.per.value}: {describe(precision, evidence, self.per)}. "
+            f"{sum(evidence.effective_parameters(precision).values()):.0f} effective parameters."
+        )
+        return PriorChoice(precision, reason, noise)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The single precision with the lowest negative log likelihood on held-out rows.
+
+    One pass over the held-out rows serves every candidate (see `CovarianceSpectrum`). The highest
+    candidate is the trained model itself, so on these rows the result is never worse.
+
+    Args:
+        loader: Held-out labelled batches; not the training data.
+        link: The link that predictions will be made with.
+        candidates: Precisions to try; a logarithmic grid by default.
+    """
+
+    loader: Loader = field(repr=False)
+    link: Link = field(default_factory=ClassPreserving)
+    candidates: Sequence[float] = tuple(10 ** (k / 4) for k in range(-16, 33))
+
+    def choose(self, fit: LaplaceFit) -> PriorChoice:
+        """The best candidate."""
+        noise = fit.evidence.squared_error / (fit.evidence.n_rows * fit.evidence.n_outputs)
+        likelihood = fit.likelihood
+        if fit.evidence.learns_noise:
+            likelihood = Gaussian(noise)
+        candidates = (*sorted(self.candidates), HIGHEST)
+        total = torch.zeros(len(candidates), dtype=torch.float64)
+        n_rows = 0
+        for spectrum in fit.spectra(self.loader):
+            total += torch.stack(
+                [predictive_nll(likelihood, self.link, spectrum, d) for d in candidates]
+            )
+            n_rows += len(spectrum.labels)
+        best = int(total.argmin())
+        chosen, plain = float(total[best]) / n_rows, float(total[-1]) / n_rows
+        reason = (
+            f"Prior precision {candidates[best]:.3g}, of lowest NLL on {n_rows} held-out rows: "
+            f"{chosen:.4f} nats a row against {plain:.4f} for the trained model alone."
+        )
+        precision = dict.fromkeys(fit.evidence.spectra, candidates[best])
+        return PriorChoice(precision, reason, noise if fit.evidence.learns_noise else None)
+
+
+def by_group(
+    evidence: LaplaceEvidence, per: Grouping, rule: Callable[[Sequence[BlockSpectrum]], float]
+) -> dict[str, float]:
+    """One precision a group, spread over its blocks."""
+    precision = {}
+    for names in per.groups(evidence.spectra).values():
+        value = rule([evidence.spectra[name] for name in names])
+        precision.update(dict.fromkeys(names, value))
+    return precision
+
+
+def with_noise(
+    evidence: LaplaceEvidence, choose: Callable[[LaplaceEvidence], dict[str, float]]
+) -> tuple[dict[str, float], float | None]:
+    """Choose precisions, alternating with the noise variance where that is to be learnt.
+
+    `s2 = |y - f|^2 / (N C - gamma)`, MacKay's fixed point.
+    """
+    if not evidence.learns_noise:
+        return choose(evidence), None
+    n = evidence.n_rows * evidence.n_outputs
+    noise = max(evidence.squared_error / n, 1e-12)
+    for _ in range(100):
+        scaled = evidence.at_noise(noise)
+        gamma = sum(scaled.effective_parameters(choose(scaled)).values())
+        # With as many effective parameters as labels the fixed point runs away; half is the bound.
+        updated = max(evidence.squared_error / max(n - gamma, 0.5 * n), 1e-12)
+        converged = math.isclose(updated, noise, rel_tol=1e-9)
+        noise = updated
+        if converged:
+            break
+    return choose(evidence.at_noise(noise)), noise
+
+
+def describe(precision: Mapping[str, float], evidence: LaplaceEvidence, per: Grouping) -> str:
+    """The chosen precisions in a few words."""
+    groups = per.groups(evidence.spectra)
+    values = {group: precision[names[0]] for group, names in groups.items()}
+    if per is Grouping.MODEL:
+        return f"{values['all']:.3g}"
+    if per is Grouping.KIND:
+        return ", ".join(f"{group} {value:.3g}" for group, value in values.items())
+    return f"{min(values.values()):.3g} to {max(values.values()):.3g}"
+
+
+def predictive_nll(
+    likelihood: Likelihood, link: Link, spectrum: CovarianceSpectrum, precision: float
+) -> Tensor:
+    """Summed negative log likelihood of a batch's labels under the predictive, float64."""
+    covariance = spectrum.at(precision)
+    outputs, labels = spectrum.outputs, spectrum.labels
+    if isinstance(likelihood, Gaussian):
+        return gaussian_nll(outputs, covariance, labels, likelihood.dispersion).sum().cpu()
+    if isinstance(likelihood, Bernoulli):
+        variance = covariance.diagonal(dim1=-2, dim2=-1)
+        probabilities = link.sigmoid(outputs, variance).double().clamp(1e-12, 1 - 1e-12)
+        targets = labels.double().reshape(probabilities.shape)
+        return F.binary_cross_entropy(probabilities, targets, reduction="sum").cpu()
+    probabilities = link.softmax(outputs, covariance).double().clamp_min(1e-12)
+    return -probabilities.gather(1, labels.long()[:, None]).log().sum().cpu()
+
+
+def gaussian_nll(outputs: Tensor, covariance: Tensor, labels: Tensor, noise: float) -> Tensor:
+    """`-log N(y; f, V + s2 I)` of each row, `(N,)`, float64."""
+    n_outputs = outputs.shape[-1]
+    identity = torch.eye(n_outputs, dtype=torch.float64, device=outputs.device)
+    normal = torch.distributions.MultivariateNormal(
+        outputs.double(), covariance.double() + noise * identity
+    )
+    return -normal.log_prob(labels.double().reshape(outputs.shape))
