@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -114,7 +114,7 @@ def bayesianize(
         def spectra(batches: Loader) -> Iterable[Any]:
             shown = track(batches, "Prior", len(batches), progress)
             return covariance_spectra(
-                model, blocks, posterior.bases, likelihood, iter(shown), engine=engine
+                model, blocks, posterior.bases, likelihood, shown, engine=engine
             )
 
         posterior = unit_posterior(model, blocks, fitted)
@@ -194,7 +194,7 @@ class BayesianPeft:
             ModelError: If the weights of the model changed since the fit.
         """
         self.check_unchanged()
-        total = len(loader) if hasattr(loader, "__len__") else None
+        total = len(loader) if isinstance(loader, Sized) else None
         return Prediction.concatenate(
             [
                 self.predict_checked(batch, predictive).cpu()
@@ -216,8 +216,8 @@ class BayesianPeft:
             check_weights(read_weights(self.model, self.blocks), self.posterior.mean)
         except CheckpointError as error:
             raise ModelError(
-                f"The model was changed after it was bayesianized. {error} Fit again, or bayesianize "
-                "a copy.deepcopy of the model if you mean to train on."
+                f"The model was changed after it was bayesianized. {error} Fit again, or "
+                "bayesianize a copy.deepcopy of the model if you mean to train on."
             ) from error
 
     def sample(self, n_samples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -356,10 +356,11 @@ def at_noise(posterior: Posterior, log_likelihood: float, choice: PriorChoice) -
 
 def save_model(model: nn.Module, folder: Path) -> None:
     """The model's own files, as its `save_pretrained` writes them, moved into place one by one."""
-    if not hasattr(model, "save_pretrained"):
+    save = getattr(model, "save_pretrained", None)
+    if not callable(save):
         return
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving.") as scratch:
-        model.save_pretrained(scratch)
+        save(scratch)
         for path in sorted(Path(scratch).rglob("*")):
             place = folder / path.relative_to(scratch)
             if path.is_dir():
@@ -378,8 +379,8 @@ def explain(bayes: BayesianPeft) -> str:
     n_weights = sum(block.size for block in posterior.blocks)
     gamma = posterior.evidence().effective_parameters(posterior.prior.precision)
     return (
-        f"Laplace posterior over {n_weights:,} weights in {len(posterior.blocks)} blocks: {parts}.\n"
-        f"Curvature: {bayes.curvature} over {posterior.n_rows} rows, "
+        f"Laplace posterior over {n_weights:,} weights in {len(posterior.blocks)} blocks: "
+        f"{parts}.\nCurvature: {bayes.curvature} over {posterior.n_rows} rows, "
         f"mean training NLL {-posterior.log_likelihood / posterior.n_rows:.4f} nats.\n"
         f"{bayes.reason}\n"
         f"The data determine {sum(gamma.values()):.0f} effective parameters."

@@ -59,8 +59,9 @@ def split_batch(batch: Any) -> tuple[Inputs, Tensor | None]:
     if isinstance(batch, Tensor):
         return batch, None
     raise DataError(
-        f"A batch of type {type(batch).__name__} is not understood. Supported: a dict with 'labels', "
-        "or a pair (inputs, labels) where inputs are a dict of keyword arguments or a tensor."
+        f"A batch of type {type(batch).__name__} is not understood. Supported: a dict with "
+        "'labels', or a pair (inputs, labels) where inputs are a dict of keyword arguments or a "
+        "tensor."
     )
 
 
@@ -92,8 +93,8 @@ def forward(model: nn.Module, inputs: Inputs) -> Tensor:
         outputs = outputs[0]
     if not isinstance(outputs, Tensor):
         raise ModelError(
-            f"The model returned {type(result).__name__}, which has no logits. Use a model with a head "
-            "(AutoModelForSequenceClassification), or one that returns a tensor."
+            f"The model returned {type(result).__name__}, which has no logits. Use a model with a "
+            "head (AutoModelForSequenceClassification), or one that returns a tensor."
         )
     if outputs.dim() == 1:
         outputs = outputs.unsqueeze(-1)
@@ -113,9 +114,9 @@ def explain_non_finite(model: nn.Module) -> str:
     broken = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
     if broken:
         return (
-            f"The model's outputs are NaN or infinite, and so are {len(broken)} of its tensors, first: "
-            f"{broken[0]!r}. The training diverged or the file is damaged: go back to a checkpoint "
-            "before that, and lower the learning rate."
+            f"The model's outputs are NaN or infinite, and so are {len(broken)} of its tensors, "
+            f"first: {broken[0]!r}. The training diverged or the file is damaged: go back to a "
+            "checkpoint before that, and lower the learning rate."
         )
     return (
         "The model's outputs are NaN or infinite though its weights are finite. In float16 that is "
@@ -166,8 +167,8 @@ def look_through(loader: Iterable[Any], inspect: Callable[[Inputs, Tensor], None
         inputs, labels = split_batch(batch)
         if labels is None:
             raise DataError(
-                f"Batch {index} has no labels. Looked for {', '.join(LABEL_NAMES)} in a dict, or a pair "
-                "(inputs, labels). The posterior is fitted on labelled training data."
+                f"Batch {index} has no labels. Looked for {', '.join(LABEL_NAMES)} in a dict, or a "
+                "pair (inputs, labels). The posterior is fitted on labelled training data."
             )
         kept = labelled_rows(labels)
         n_rows, n_ignored = n_rows + int(kept.sum()), n_ignored + int((~kept).sum())
@@ -177,7 +178,7 @@ def look_through(loader: Iterable[Any], inspect: Callable[[Inputs, Tensor], None
             raise DataError(f"Batch {index}: {error}") from error
     if n_rows == 0:
         raise DataError(
-            f"The loader has no labelled row ({n_ignored} rows are marked {IGNORED}). Pass the training "
-            "data: the curvature is a sum over it."
+            f"The loader has no labelled row ({n_ignored} rows are marked {IGNORED}). Pass the "
+            "training data: the curvature is a sum over it."
         )
     return LabelSummary(n_rows, n_ignored)

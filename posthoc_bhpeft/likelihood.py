@@ -1,9 +1,9 @@
 r"""Likelihoods: negative log likelihood, and square roots of its Hessian in the model's outputs.
 
 The generalised Gauss-Newton matrix (GGN) of `sum_n nll(f_n, y_n)` is `sum_n J_n^T H_n J_n`, with
-`H_n = d^2 nll / d f_n^2` of shape `(C, C)`. With a root `S_n S_n^T = H_n` it is a sum of outer products of
-gradients of the scalars `f_n . s_nk`, which is all that curvature estimators ask of a likelihood.
-See Schraudolph (2002), "Fast curvature matrix-vector products", and Martens (2020),
+`H_n = d^2 nll / d f_n^2` of shape `(C, C)`. With a root `S_n S_n^T = H_n` it is a sum of outer
+products of gradients of the scalars `f_n . s_nk`, which is all that curvature estimators ask of a
+likelihood. See Schraudolph (2002), "Fast curvature matrix-vector products", and Martens (2020),
 https://arxiv.org/abs/1412.1193.
 """
 
@@ -69,8 +69,8 @@ class Categorical:
         n_outputs = outputs.shape[-1]
         if n_outputs < 2:
             raise DataError(
-                f"Classification needs at least 2 logits a row, got {n_outputs}. For regression pass "
-                "likelihood=Gaussian(); for one yes-or-no logit pass likelihood=Bernoulli()."
+                f"Classification needs at least 2 logits a row, got {n_outputs}. For regression "
+                "pass likelihood=Gaussian(); for one yes-or-no logit pass likelihood=Bernoulli()."
             )
         check_class_labels(labels, n_outputs)
 
@@ -109,7 +109,7 @@ class Categorical:
 
 @dataclass(frozen=True)
 class Bernoulli:
-    """Independent yes-or-no outputs (multi-label): labels `(N, C)` in [0, 1], `H = diag(p (1 - p))`."""
+    """Independent yes-or-no outputs: labels `(N, C)` in [0, 1], `H = diag(p (1 - p))`."""
 
     @property
     def dispersion(self) -> float:
@@ -144,7 +144,9 @@ class Bernoulli:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Regression with one noise variance: `nll = |y - f|^2 / (2 s2) + C/2 log(2 pi s2)`, `H = I / s2`.
+    """Regression with one noise variance `s2`.
+
+    `nll = |y - f|^2 / (2 s2) + C/2 log(2 pi s2)` and `H = I / s2`.
 
     Args:
         noise_variance: `s2` in squared units of the label. `None` learns it, by maximising the
@@ -202,8 +204,8 @@ def check_class_labels(labels: Tensor, n_classes: int) -> None:
         row = int(wrong.nonzero()[0])
         raise DataError(
             f"Label {int(labels[row])} in row {row} of the batch is out of range: the model has "
-            f"{n_classes} outputs, so labels must be 0 to {n_classes - 1}. Load the model with the right "
-            "num_labels, or drop the row (-100 and -1 mark rows without a label)."
+            f"{n_classes} outputs, so labels must be 0 to {n_classes - 1}. Load the model with the "
+            "right num_labels, or drop the row (-100 and -1 mark rows without a label)."
         )
 
 

@@ -29,12 +29,12 @@ def check_memory(blocks: Sequence[Block], curvature: Curvature, device: torch.de
     Raises:
         MemoryLimitError: With the bytes needed, the largest blocks, and what is smaller.
     """
-    needed = {block: curvature.storage(block) * BYTES_A_NUMBER for block in blocks}
-    total, free = sum(needed.values()), available_memory(device)
+    needed = [curvature.storage(block) * BYTES_A_NUMBER for block in blocks]
+    total, free = sum(needed), available_memory(device)
     if total <= free:
         return
-    largest = sorted(needed, key=lambda block: needed[block], reverse=True)[:3]
-    names = ", ".join(f"{b.name} {b.shape} {needed[b] / 2**30:.1f} GiB" for b in largest)
+    largest = sorted(zip(needed, blocks, strict=True), key=lambda pair: -pair[0])[:3]
+    names = ", ".join(f"{b.name} {b.shape} {size / 2**30:.1f} GiB" for size, b in largest)
     raise MemoryLimitError(
         f"{curvature} needs about {total / 2**30:.1f} GiB for {len(blocks)} blocks, and "
         f"{free / 2**30:.1f} GiB are free on {device}. Largest: {names}. Freeze those, or use "
@@ -54,5 +54,6 @@ def explaining_memory() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise MemoryLimitError(
             f"The device ran out of memory on a batch: {str(error).splitlines()[0]} Use a smaller "
-            "batch_size in the loader, shorter texts, or device='cpu'. Nothing was changed or saved."
+            "batch_size in the loader, shorter texts, or device='cpu'. Nothing was changed or "
+            "saved."
         ) from error

@@ -76,7 +76,7 @@ class Posterior:
         return self.evidence().log_marginal_likelihood(self.prior.precision)
 
     def variances(self, block: Block) -> Tensor:
-        """Posterior variances `1 / (l + d)` along the eigenvectors of a block, `(p, q)`, float64."""
+        """Variances `1 / (l + d)` along the eigenvectors of a block, `(p, q)`, float64."""
         return 1 / (self.bases[block.name].eigenvalues + self.prior.precision[block.name])
 
     def precision_matvec(self, block: Block, matrix: Tensor) -> Tensor:

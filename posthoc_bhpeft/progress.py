@@ -10,4 +10,7 @@ from tqdm.auto import tqdm
 
 def track(batches: Iterable[Any], label: str, total: int | None, show: bool) -> Iterable[Any]:
     """Iterate with a progress bar on standard error, which appears after two seconds."""
-    return tqdm(batches, desc=label, total=total, disable=not show, delay=2, unit="batch")
+    bar: Iterable[Any] = tqdm(
+        batches, desc=label, total=total, disable=not show, delay=2, unit="batch"
+    )
+    return bar

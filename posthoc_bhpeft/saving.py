@@ -192,8 +192,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     version = record.get("format_version")
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{folder / POSTERIOR_FILE} has format version {version!r}; this version of posthoc-bhpeft "
-            f"reads {FORMAT_VERSION}. Update the package, or fit and save again."
+            f"{folder / POSTERIOR_FILE} has format version {version!r}; this version of "
+            f"posthoc-bhpeft reads {FORMAT_VERSION}. Update the package, or fit and save again."
         )
     return record
 
@@ -209,8 +209,9 @@ def read_tensors(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
     digest = file_digest(path)
     if digest != named.get("sha256"):
         raise CheckpointError(
-            f"{path} is damaged or cut off: {path.stat().st_size} bytes with SHA-256 {digest[:12]}..., "
-            f"recorded was {str(named.get('sha256'))[:12]}... Copy it again, or fit and save again."
+            f"{path} is damaged or cut off: {path.stat().st_size} bytes with SHA-256 "
+            f"{digest[:12]}..., recorded was {str(named.get('sha256'))[:12]}... Copy it again, or "
+            "fit and save again."
         )
     try:
         return load_file(path)
@@ -264,9 +265,9 @@ def check_weights(weights: Mapping[str, Tensor], mean: Mapping[str, Tensor]) -> 
         ):
             gap = float((weights[name] - saved).abs().max())
             raise CheckpointError(
-                f"The model's weights are not those of this posterior: block {name!r} differs by up to "
-                f"{gap:.3g}. It was trained on since, or is another adapter of the same shape. Load the "
-                "adapter saved beside the posterior, or fit again."
+                f"The model's weights are not those of this posterior: block {name!r} differs by "
+                f"up to {gap:.3g}. It was trained on since, or is another adapter of the same "
+                "shape. Load the adapter saved beside the posterior, or fit again."
             )
 
 
@@ -282,7 +283,8 @@ def fetch_checkpoint(name: str | Path) -> Path:
         return Path(snapshot_download(str(name)))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise CheckpointError(
-            f"There is no folder {str(name)!r}, and the hub gave no repository of that name: {error}"
+            f"There is no folder {str(name)!r}, and the hub gave no repository of that name: "
+            f"{error}"
         ) from error
 
 

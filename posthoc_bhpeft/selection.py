@@ -272,4 +272,5 @@ def gaussian_nll(outputs: Tensor, covariance: Tensor, labels: Tensor, noise: flo
     normal = torch.distributions.MultivariateNormal(
         outputs.double(), covariance.double() + noise * identity
     )
-    return -normal.log_prob(labels.double().reshape(outputs.shape))
+    log_density: Tensor = normal.log_prob(labels.double().reshape(outputs.shape))
+    return -log_density

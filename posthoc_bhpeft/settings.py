@@ -75,8 +75,8 @@ def decode(content: Any) -> Any:
     name = content.get("type")
     if name not in known:
         raise CheckpointError(
-            f"The saved setting {name!r} is not known to this version. Update posthoc-bhpeft, or pass "
-            "the setting yourself."
+            f"The saved setting {name!r} is not known to this version. Update posthoc-bhpeft, or "
+            "pass the setting yourself."
         )
     try:
         return known[name](**arguments)

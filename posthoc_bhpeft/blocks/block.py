@@ -164,8 +164,8 @@ def by_row(tensor: Tensor, n_rows: int) -> Tensor:
     """
     if tensor.shape[0] % n_rows:
         raise ModelError(
-            f"A tapped module saw {tensor.shape[0]} leading rows for a batch of {n_rows}: it mixes rows, "
-            "so there is no gradient a row. Freeze its tensors to leave them out."
+            f"A tapped module saw {tensor.shape[0]} leading rows for a batch of {n_rows}: it mixes "
+            "rows, so there is no gradient a row. Freeze its tensors to leave them out."
         )
     return tensor.reshape(n_rows, -1, tensor.shape[-1])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +44,9 @@ def discover(
     check_adapters_visible(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise NothingTrainableError(
-            "No tensor of the model requires a gradient, so there is nothing to be uncertain about. "
-            "Load the adapter with is_trainable=True, or wrap the model with get_peft_model first."
+            "No tensor of the model requires a gradient, so there is nothing to be uncertain "
+            "about. Load the adapter with is_trainable=True, or wrap the model with get_peft_model "
+            "first." + describe_frozen_prefix(model)
         )
     blocks = tuple(
         block
@@ -76,7 +77,7 @@ def check_coverage(model: nn.Module, blocks: Sequence[Block]) -> None:
         raise ModelError(f"{twice[0]!r} is claimed by two blocks: two recognizers took it.")
 
 
-def check_not_shared(every_name: dict[str, Tensor], blocks: Sequence[Block]) -> None:
+def check_not_shared(every_name: Mapping[str, Tensor], blocks: Sequence[Block]) -> None:
     """Raise if a trainable tensor is used by two modules: its gradient would be counted in part."""
     owners: dict[int, list[str]] = {}
     for name, parameter in every_name.items():
@@ -107,14 +108,28 @@ def describe_unclaimed(
     hint = ""
     if any("prompt_encoder" in name and ".transform." in name for name in names):
         hint = (
-            "\nThis is prefix tuning with prefix_projection=True, whose network only helps training. "
-            "Save the adapter and load it with is_trainable=True: it then holds plain keys and values."
+            "\nThis is prefix tuning with prefix_projection=True, whose network only helps "
+            "training. Save the adapter and load it again: it then holds plain keys and values."
+            + FROZEN_PREFIX
         )
     return (
         f"{len(names)} trainable {plural} in no block:\n" + "\n".join(shown) + hint + "\n"
         "Supported: linear layers (LoRA, adapters, heads), prefix keys and values, LayerNorm. "
         "Freeze the rest with requires_grad_(False), or pass a recognizer (docs/extending.md)."
     )
+
+
+FROZEN_PREFIX = (
+    " peft loads a prefix frozen and refuses is_trainable=True for it; thaw it with\n"
+    "  config = model.active_peft_config; config.inference_mode = False\n"
+    "  encoder = model.prompt_encoder[model.active_adapter]; encoder.requires_grad_(True)\n"
+    "  encoder.prefix_projection = False"
+)
+
+
+def describe_frozen_prefix(model: nn.Module) -> str:
+    """How to thaw peft's prompt encoder, if the model has one."""
+    return FROZEN_PREFIX if hasattr(model, "prompt_encoder") else ""
 
 
 def owner(model: nn.Module, parameter: str) -> nn.Module:

@@ -24,8 +24,9 @@ def check_adapters_visible(model: nn.Module) -> None:
     for path, layer in layers.items():
         if layer.merged:
             raise HiddenAdapterError(
-                f"The adapter at {path!r} is merged into the base weights, so it has no weights of its "
-                "own. Call unmerge_adapter() first, or bayesianize the checkpoint before merging."
+                f"The adapter at {path!r} is merged into the base weights, so it has no weights of "
+                "its own. Call unmerge_adapter() first, or bayesianize the checkpoint before "
+                "merging."
             )
         if layer.disable_adapters:
             raise HiddenAdapterError(
@@ -50,10 +51,10 @@ def check_not_frozen(layers: dict[str, BaseTunerLayer]) -> None:
         if family not in trainable:
             raise HiddenAdapterError(
                 f"The active {family.__name__} adapter is frozen in all of its {len(paths)} layers "
-                f"(first: {paths[0]!r}), so its uncertainty would be left out. A checkpoint is loaded "
-                "frozen unless is_trainable=True is given; and peft freezes a LoRA when a prefix "
-                "PeftModel is put around it (and drops it on saving): use HybridConfig for both "
-                "together, or call requires_grad_(True) on its tensors."
+                f"(first: {paths[0]!r}), so its uncertainty would be left out. A checkpoint is "
+                "loaded frozen unless is_trainable=True is given; and peft freezes a LoRA when a "
+                "prefix PeftModel is put around it (and drops it on saving): use HybridConfig for "
+                "both together, or call requires_grad_(True) on its tensors."
             )
 
 

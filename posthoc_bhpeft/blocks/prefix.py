@@ -53,10 +53,11 @@ def peft_prefix_blocks(path: str, module: nn.Module) -> Iterator[Block]:
     for adapter, config in module.peft_config.items():
         if config.peft_type != PeftType.PREFIX_TUNING:
             continue
-        encoder = module.prompt_encoder[adapter]
-        if not encoder.prefix_projection and encoder.embedding.weight.requires_grad:
-            site = join(path, f"prompt_encoder.{adapter}.embedding")
-            yield from embedding_columns(site, encoder.embedding.weight, config.num_layers)
+        site = f"prompt_encoder.{adapter}.embedding"
+        projected = getattr(module.get_submodule(f"prompt_encoder.{adapter}"), "transform", None)
+        weight = module.get_parameter(f"{site}.weight")
+        if projected is None and weight.requires_grad:
+            yield from embedding_columns(join(path, site), weight, config.num_layers)
 
 
 def embedding_columns(site: str, weight: Tensor, n_layers: int) -> Iterator[Block]:

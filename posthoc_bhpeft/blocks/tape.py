@@ -69,8 +69,9 @@ class HookTape:
         """Forward hook: keep a call of a tapped module."""
         if not isinstance(output, Tensor) or not output.requires_grad:
             raise DeadBlockError(
-                f"{path!r} ({type(module).__name__}) ran without a gradient. Leave torch.inference_mode() "
-                "and torch.no_grad(), and make sure its weights require a gradient."
+                f"{path!r} ({type(module).__name__}) ran without a gradient. Leave "
+                "torch.inference_mode() and torch.no_grad(), and make sure its weights require a "
+                "gradient."
             )
         given = args[0] if args else next(iter(kwargs.values()), output)
         self.calls[path].inputs.append(given.detach() if isinstance(given, Tensor) else output)
@@ -108,8 +109,8 @@ class HookTape:
             mine = [next(stream) for _ in calls.outputs]
             if all(gradient is None for gradient in mine):
                 raise DeadBlockError(
-                    f"The outputs of the model do not depend on {path!r}, though it ran. It is dead "
-                    "weight: freeze it with requires_grad_(False)."
+                    f"The outputs of the model do not depend on {path!r}, though it ran. It is "
+                    "dead weight: freeze it with requires_grad_(False)."
                 )
             found[path] = [
                 widen(torch.zeros_like(tensor) if gradient is None else gradient)
@@ -122,9 +123,9 @@ class HookTape:
         dead = [path for path, calls in self.calls.items() if not calls.outputs]
         if dead or not self.calls:
             raise DeadBlockError(
-                f"{len(dead)} tapped module(s) took no part in the forward pass, first: {dead[:1]}. "
-                "An adapter that is not active, or a prefix that this attention never reads? Activate "
-                "it (set_adapter), or freeze its tensors."
+                f"{len(dead)} tapped module(s) took no part in the forward pass, first: "
+                f"{dead[:1]}. An adapter that is not active, or a prefix that this attention never "
+                "reads? Activate it (set_adapter), or freeze its tensors."
             )
 
 
@@ -151,7 +152,8 @@ def observing(model: nn.Module, blocks: Sequence[Block]) -> Iterator[HookTape]:
     """
     if torch.is_inference_mode_enabled():
         raise ModelError(
-            "torch.inference_mode() is on, and gradients are needed. Leave it; torch.no_grad() is fine."
+            "torch.inference_mode() is on, and gradients are needed. Leave it; torch.no_grad() is "
+            "fine."
         )
     tape = HookTape(blocks)
     modules = dict(model.named_modules())

@@ -1,8 +1,8 @@
 r"""Output directions: which gradients `G_nk` of `f_n . v_nk` a curvature estimator sums over.
 
 With `S_n S_n^T = H_n` (the Hessian of the likelihood in the outputs) and columns `s_nk`, the GGN is
-`sum_n sum_k vec(G_nk) vec(G_nk)^T`, one backward pass a column. `Exact` and `Contrasts` sum over all
-columns; `RandomSigns` replaces them by a few random combinations with the same expectation.
+`sum_n sum_k vec(G_nk) vec(G_nk)^T`, one backward pass a column. `Exact` and `Contrasts` sum over
+all columns; `RandomSigns` replaces them by a few random combinations with the same expectation.
 """
 
 from __future__ import annotations

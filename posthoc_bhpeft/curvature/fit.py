@@ -103,7 +103,7 @@ def check_finite(name: str, operator: BlockOperator) -> BlockOperator:
     """The operator, unless it holds NaN or infinity."""
     if not all(bool(torch.isfinite(tensor).all()) for tensor in operator.tensors().values()):
         raise NonFiniteError(
-            f"The curvature of block {name!r} is NaN or infinite: gradients overflowed. Run the fit "
-            "in float32 or bfloat16, or freeze this block."
+            f"The curvature of block {name!r} is NaN or infinite: gradients overflowed. Run the "
+            "fit in float32 or bfloat16, or freeze this block."
         )
     return operator

@@ -62,7 +62,7 @@ class KFACAccumulator:
         rows, columns = observation.rows, observation.columns
         n_positions = rows.shape[1]
         if self.reduce:
-            # sum_t of one side times mean_t of the other; which is which does not matter to L (x) R.
+            # The sum of one side and the mean of the other; L (x) R is the same either way.
             rows, columns = rows.sum(1, keepdim=True), columns.mean(1, keepdim=True)
             n_positions = 1
         left, right = second_moment(rows), second_moment(columns)

@@ -96,7 +96,8 @@ def projected_jacobian(
         bases: Eigenbasis of each block.
         outputs: `(N, C)`.
         directions: `(C, K)`; one backward pass a column.
-        scales: `(p, q)` of each block, multiplied into its coordinates; such as standard deviations.
+        scales: `(p, q)` of each block, multiplied into its coordinates; such as standard
+            deviations.
 
     Returns:
         `(N, K, P)` with `P` the number of weights of all blocks.

@@ -23,11 +23,11 @@ class Link(Protocol):
     """From a Gaussian over outputs to the expected probabilities."""
 
     def softmax(self, mean: Tensor, covariance: Tensor) -> Tensor:
-        """Expected class probabilities `(N, C)` for logits `N(mean (N, C), covariance (N, C, C))`."""
+        """Expected class probabilities `(N, C)` of logits `N(mean, covariance (N, C, C))`."""
         ...
 
     def sigmoid(self, mean: Tensor, variance: Tensor) -> Tensor:
-        """Expected probabilities `(N, C)` of independent answers, for logits `N(mean, variance)`."""
+        """Expected probabilities `(N, C)` of independent answers, of logits `N(mean, variance)`."""
         ...
 
 
@@ -95,8 +95,8 @@ class LaplaceBridge:
 
     def sigmoid(self, mean: Tensor, variance: Tensor) -> Tensor:
         raise ConfigError(
-            "LaplaceBridge() is defined for softmax outputs. For multi-label outputs use Probit() or "
-            "MonteCarlo()."
+            "LaplaceBridge() is defined for softmax outputs. For multi-label outputs use Probit() "
+            "or MonteCarlo()."
         )
 
 
@@ -104,9 +104,9 @@ class LaplaceBridge:
 class ClassPreserving:
     """`softmax(k_n f_n)` with one scale a row, so the most probable class stays what it was.
 
-    `k_n = 1 / sqrt(1 + pi/8 v_n)`, `v_n = sum_c w_c Var(f_c - f_m)` over the classes `c != m`, where
-    `m` is the most probable class and `w_c` are the other classes' probabilities, normalised. For two
-    classes this is MacKay's probit approximation exactly. Sampling a softmax can flip the
+    `k_n = 1 / sqrt(1 + pi/8 v_n)`, `v_n = sum_c w_c Var(f_c - f_m)` over the classes `c != m`,
+    where `m` is the most probable class and `w_c` are the other classes' probabilities, normalised.
+    For two classes this is MacKay's probit approximation exactly. Sampling a softmax can flip the
     predicted class where variances differ between classes; measured, that cost up to 3 points
     of accuracy.
     """
@@ -127,10 +127,12 @@ def contrast_variance(mean: Tensor, covariance: Tensor) -> Tensor:
     with_best = covariance.gather(-1, best.unsqueeze(-2).expand(-1, mean.shape[-1], 1)).squeeze(-1)
     differences = diagonal + diagonal.gather(-1, best) - 2 * with_best
     others = mean.scatter(-1, best, -torch.inf).softmax(-1)
-    return (others * differences).sum(-1).clamp_min(0)
+    variance: Tensor = (others * differences).sum(-1).clamp_min(0)
+    return variance
 
 
 def matrix_root(covariance: Tensor) -> Tensor:
     """A root `(N, C, C)` of covariances that may be singular, by eigendecomposition."""
     values, vectors = torch.linalg.eigh(covariance.double())
-    return (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)).to(covariance)
+    root: Tensor = vectors * values.clamp_min(0).sqrt().unsqueeze(-2)
+    return root.to(covariance)

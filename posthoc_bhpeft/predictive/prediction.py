@@ -23,7 +23,8 @@ class Prediction:
             in classification, unless asked otherwise); `None` where the predictive has none.
         total: `(N,)`, entropy of the predictive.
         aleatoric: `(N,)`, the part that would remain if the weights were known.
-        epistemic: `(N,)`, `total - aleatoric`: the information that the weights hold about the label.
+        epistemic: `(N,)`, `total - aleatoric`: the information that the weights hold about the
+            label.
         labels: `(N, ...)`, where the data had them.
         multilabel: Whether the outputs are independent yes-or-no answers.
     """
@@ -42,7 +43,7 @@ class Prediction:
 
     @property
     def predicted(self) -> Tensor:
-        """`(N,)` most probable classes, `(N, C)` most probable answers (multi-label), or the mean."""
+        """`(N,)` most probable classes, `(N, C)` answers (multi-label), or the mean."""
         if self.probabilities is None:
             return self.logits
         if self.multilabel:
@@ -55,7 +56,7 @@ class Prediction:
 
     def cpu(self) -> Prediction:
         """The same predictions with every tensor on the CPU."""
-        moved = {
+        moved: dict[str, Any] = {
             name: None if column is None else column.cpu()
             for name, column in self.columns().items()
         }

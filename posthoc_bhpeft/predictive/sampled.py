@@ -74,6 +74,7 @@ class Substituted(nn.Module):
         self.__dict__["substituted"] = (model, parameters)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model at the other weights."""
         model, parameters = self.__dict__["substituted"]
         return torch.func.functional_call(model, parameters, args, kwargs)
 

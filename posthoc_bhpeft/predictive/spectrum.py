@@ -1,14 +1,14 @@
 r"""The covariance of the outputs at every prior precision, from one pass.
 
 `V(d) = sum_i j_i j_i^T / (l_i + d)` over the coordinates `j_i (K,)` of the Jacobian in the
-curvature's eigenbasis. Summed into logarithmic bins of the eigenvalue, the same sum at any `d` costs
-nothing more, so a search over priors costs one prediction. Within a bin the geometric centre
+curvature's eigenbasis. Summed into logarithmic bins of the eigenvalue, the same sum at any `d`
+costs nothing more, so a search over priors costs one prediction. Within a bin the geometric centre
 stands for `l_i`: with 64 bins the error of `V` is below 1 % where eigenvalues span 12 decades.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,7 @@ class CovarianceSpectrum:
 
 @dataclass(frozen=True)
 class EigenvalueBins:
-    """Logarithmic bins over all positive eigenvalues; bin 0 holds those that are numerically zero."""
+    """Logarithmic bins over all positive eigenvalues; bin 0 holds those that are nearly zero."""
 
     centres: Tensor
     edges: Tensor
@@ -92,7 +92,7 @@ def covariance_spectra(
     blocks: Sequence[Block],
     bases: Mapping[str, Eigenbasis],
     likelihood: Likelihood,
-    batches: Iterator[Any],
+    batches: Iterable[Any],
     *,
     engine: Engine = observing,
 ) -> Iterator[CovarianceSpectrum]:

@@ -115,13 +115,11 @@ def sample_covariance(draws: Tensor) -> Tensor:
 
 def entropy(probabilities: Tensor) -> Tensor:
     """`-sum_c p_c log p_c` over the last axis, in nats."""
-    return -torch.special.xlogy(probabilities, probabilities).sum(-1)
+    surprise: Tensor = torch.special.xlogy(probabilities, probabilities)
+    return -surprise.sum(-1)
 
 
 def binary_entropy(probabilities: Tensor) -> Tensor:
     """Entropy of each yes-or-no answer, in nats."""
-    complement = 1 - probabilities
-    return -(
-        torch.special.xlogy(probabilities, probabilities)
-        + torch.special.xlogy(complement, complement)
-    )
+    both = torch.stack([probabilities, 1 - probabilities], -1)
+    return entropy(both)
