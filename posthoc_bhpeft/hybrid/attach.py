@@ -11,7 +11,7 @@ from posthoc_bhpeft.hybrid.attention import CHILD, AttentionConfigView
 from posthoc_bhpeft.hybrid.prefix import HybridPrefix
 
 
-def attach(attention: nn.Module, prefix: HybridPrefix) -> None:
+def attach(attention: Any, prefix: HybridPrefix) -> None:
     """Make `prefix` a child of the attention and point the attention at our function.
 
     A child, not a wrapper: the base model's parameter names stay what they are.
@@ -20,7 +20,7 @@ def attach(attention: nn.Module, prefix: HybridPrefix) -> None:
     attention.config = AttentionConfigView(attention.config)
 
 
-def detach(attention: nn.Module) -> None:
+def detach(attention: Any) -> None:
     """Undo `attach` and `listen`."""
     prefix = getattr(attention, CHILD)
     remove_hooks(attention, lambda hook: getattr(hook, "__self__", None) is prefix)

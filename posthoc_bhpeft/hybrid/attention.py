@@ -1,8 +1,8 @@
 """The prefix in the forward pass, through the attention interface of transformers.
 
-An attention module asks its config which function computes the attention. A module with a prefix is
-given a view of that config which answers with our function; ours puts the prefix before the keys and
-values and calls the one the user chose. The config itself, and with it the model's masks and
+An attention module asks its config which function computes the attention. A module with a prefix
+is given a view of that config which answers with our function; ours puts the prefix before the keys
+and values and calls the one the user chose. The config itself, and with it the model's masks and
 everything that is saved, stays as it was.
 """
 
@@ -57,6 +57,11 @@ class AttentionConfigView:
         return AttentionConfigView, (self.original,)
 
 
+def config_of(attention: nn.Module) -> Any:
+    """The config an attention module holds, which torch's types do not know of."""
+    return attention.config
+
+
 def takes_prefix(attention: nn.Module) -> bool:
     """Whether a module's forward asks the attention interface of transformers for its function."""
     forward = inspect.unwrap(type(attention).forward)
@@ -69,7 +74,7 @@ def key_value_shape(attention: nn.Module) -> tuple[int, int]:
     Raises:
         PrefixUnsupportedError: If the module does not say.
     """
-    config = attention.config
+    config = config_of(attention)
     heads = _number(attention, "num_heads", "num_attention_heads", "n_heads") or _number(
         config, "num_attention_heads"
     )
@@ -89,7 +94,7 @@ def key_value_shape(attention: nn.Module) -> tuple[int, int]:
 
 
 def prefix_attention(
-    module: nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -109,8 +114,7 @@ def prefix_attention(
     Returns:
         What the user's attention function returns.
     """
-    config: AttentionConfigView = module.config
-    attend = _implementation(module, config.original._attn_implementation)
+    attend = _implementation(module, module.config.original._attn_implementation)
     pair = getattr(module, CHILD).keys_and_values(query.shape[0])
     if pair is not None:
         _refuse_packed(kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from peft import PeftConfig
@@ -91,10 +91,10 @@ class HybridConfig(PeftConfig):
     modules_to_save: list[str] | None = None
     exclude_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
-    layers_pattern: list[str] | str | None = field(default=None)
+    layers_pattern: list[str] | str | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = peft_type()
         self._check_sizes()
         self._check_choices()
@@ -147,7 +147,7 @@ class HybridConfig(PeftConfig):
             )
         if self.gates and self.task_type in _LANGUAGE_MODELLING:
             raise ConfigError(
-                f"gates=True with task_type={str(self.task_type)!r}: a gate averages over the whole "
-                "text, so a token's prediction would see the tokens after it. Leave gates off for "
-                "language modelling; classification tasks may use them."
+                f"gates=True with task_type={str(self.task_type)!r}: a gate averages over the "
+                "whole text, so a token's prediction would see the tokens after it. Leave gates "
+                "off for language modelling; classification tasks may use them."
             )

@@ -1,8 +1,8 @@
 """One scalar an input for every part, in the manner of UniPELT (https://arxiv.org/abs/2110.07577).
 
-`g = mean over real tokens of sigmoid(w . h_t + b)`, where `h` is the direct input of LoRA or of the
-adapter, and the attention's input for the prefix. UniPELT averages over padding too, which makes the
-output of a text depend on what it is batched with; here the mask keeps padding out.
+`g = mean over real tokens of sigmoid(w . h_t + b)`, where `h` is the direct input of LoRA or of
+the adapter, and the attention's input for the prefix. UniPELT averages over padding too, which
+makes the output of a text depend on what it is batched with; here the mask keeps padding out.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TokenMask:
         if isinstance(mask, torch.Tensor):
             return mask
         tokens = _first(given, "decoder_input_ids", "decoder_inputs_embeds")
-        # T5 and BART classifiers make the decoder's text by shifting the encoder's one to the right.
+        # T5 and BART classifiers make the decoder's text by shifting the encoder's to the right.
         return self._masks[ENCODER] if tokens is None else tokens.new_ones(tokens.shape[:2])
 
     def average(self, values: torch.Tensor, stream: str) -> torch.Tensor:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from posthoc_bhpeft.hybrid.config import HybridConfig
@@ -17,7 +15,7 @@ class HybridLayer(BaseTunerLayer):
     """Base class of the modules this tuner puts into a model; peft finds them by it."""
 
     def _start(self, adapter_name: str) -> None:
-        # peft reads these three on every tuner layer; its class attributes are shared mutable state.
+        # peft reads these three on every tuner layer; its own defaults are shared by all of them.
         self._disable_adapters = False
         self._active_adapter = adapter_name
         self.merged_adapters: list[str] = []
@@ -47,29 +45,3 @@ def new_lora(inputs: int, outputs: int, rank: int) -> tuple[nn.Linear, nn.Linear
     nn.init.kaiming_uniform_(first.weight, a=math.sqrt(5))
     nn.init.zeros_(second.weight)
     return first, second
-
-
-def new_bottleneck(width: int, size: int) -> tuple[nn.Linear, nn.Linear]:
-    """Down and up of an adapter; up is zero, so the model starts unchanged."""
-    down, up = nn.Linear(width, size), nn.Linear(size, width)
-    nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
-    for parameter in (down.bias, up.weight, up.bias):
-        nn.init.zeros_(parameter)
-    return down, up
-
-
-def activation(name: str) -> nn.Module:
-    """An activation of transformers by name."""
-    module = ACT2FN[name]
-    assert isinstance(module, nn.Module)
-    return module
-
-
-def run_bottleneck(
-    down: nn.Module, act: nn.Module, drop: nn.Module, up: nn.Module, hidden: torch.Tensor
-) -> torch.Tensor:
-    """`up(dropout(act(down(h))))` in the adapter's own dtype; `h` is (..., d)."""
-    weight = down.weight
-    assert isinstance(weight, torch.Tensor)
-    output: torch.Tensor = up(drop(act(down(hidden.to(weight.dtype)))))
-    return output

@@ -9,22 +9,18 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from posthoc_bhpeft.errors import NotMergeableError
+from posthoc_bhpeft.hybrid.bottleneck import BottleneckLayer, weight_of
 from posthoc_bhpeft.hybrid.config import HybridConfig
-from posthoc_bhpeft.hybrid.gates import GateMask, run_gate
-from posthoc_bhpeft.hybrid.layer import (
-    HybridLayer,
-    activation,
-    dropout,
-    linear_sizes,
-    new_bottleneck,
-    new_lora,
-    run_bottleneck,
-)
+from posthoc_bhpeft.hybrid.gates import run_gate
+from posthoc_bhpeft.hybrid.layer import dropout, linear_sizes, new_lora
 from posthoc_bhpeft.hybrid.plan import Role
+from posthoc_bhpeft.hybrid.relay import Relay
 
 
-class HybridLinear(nn.Module, HybridLayer):
-    """`y = W x + s_l B A x`, then `y + s_a up(act(down(h)))` with `h = y` or the feed-forward's input.
+class HybridLinear(BottleneckLayer):
+    """`y = W x + s_l B A x`, then `y + s_a up(act(down(h)))`.
+
+    `h` is y (sequential) or the feed-forward's input (parallel).
 
     With gates, both terms are multiplied by their gate. Either term may be absent, for each adapter
     name apart. Several active adapters add up; sequential bottlenecks run one after the other.
@@ -39,34 +35,30 @@ class HybridLinear(nn.Module, HybridLayer):
     adapter_layer_names = (
         "bhpeft_lora_A",
         "bhpeft_lora_B",
-        "bhpeft_adapter_down",
-        "bhpeft_adapter_up",
         "bhpeft_gate_lora",
-        "bhpeft_gate_adapter",
+        *BottleneckLayer.bottleneck_layer_names,
     )
     other_param_names = (
         "bhpeft_lora_dropout",
-        "bhpeft_adapter_dropout",
-        "bhpeft_activation",
         "lora_scaling",
-        "adapter_scaling",
         "relays_out",
         "relays_in",
+        *BottleneckLayer.bottleneck_param_names,
     )
 
     def __init__(
-        self,
-        base_layer: nn.Module,
-        adapter_name: str,
-        config: HybridConfig,
-        role: Role,
+        self, base_layer: nn.Module, adapter_name: str, config: HybridConfig, role: Role
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self.bhpeft_lora_A = nn.ModuleDict()
+        self.bhpeft_lora_B = nn.ModuleDict()
+        self.bhpeft_gate_lora = nn.ModuleDict()
+        self.bhpeft_lora_dropout = nn.ModuleDict()
+        self.lora_scaling: dict[str, float] = {}
+        self.relays_out: dict[str, Relay] = {}
+        self.relays_in: dict[str, Relay] = {}
         self._start(adapter_name)
-        for name in self.adapter_layer_names + self.other_param_names:
-            setattr(self, name, nn.ModuleDict() if name.startswith("bhpeft_") else {})
-        self.gate_mask: GateMask | None = None
         self.update_layer(adapter_name, config, role)
 
     def update_layer(self, adapter_name: str, config: HybridConfig, role: Role) -> None:
@@ -75,7 +67,9 @@ class HybridLinear(nn.Module, HybridLayer):
         if role.lora:
             self._add_lora(adapter_name, config, inputs, outputs)
         if role.adapter:
-            self._add_adapter(adapter_name, config, role, inputs, outputs)
+            self._add_bottleneck(adapter_name, config, outputs)
+        if role.relay_in is not None:
+            self.relays_in[adapter_name] = role.relay_in
         if role.relay_out is not None:
             self.relays_out[adapter_name] = role.relay_out
         self.gate_mask = role.gate_mask or self.gate_mask
@@ -87,19 +81,6 @@ class HybridLinear(nn.Module, HybridLayer):
         self.lora_scaling[name] = config.lora_scaling
         if config.gates:
             self.bhpeft_gate_lora[name] = nn.Linear(inputs, 1)
-
-    def _add_adapter(
-        self, name: str, config: HybridConfig, role: Role, inputs: int, outputs: int
-    ) -> None:
-        down, up = new_bottleneck(outputs, config.bottleneck_size)
-        self.bhpeft_adapter_down[name], self.bhpeft_adapter_up[name] = down, up
-        self.bhpeft_adapter_dropout[name] = dropout(config.adapter_dropout)
-        self.bhpeft_activation[name] = activation(config.adapter_activation)
-        self.adapter_scaling[name] = config.adapter_scaling
-        if role.relay_in is not None:
-            self.relays_in[name] = role.relay_in
-        if config.gates:
-            self.bhpeft_gate_adapter[name] = nn.Linear(outputs, 1)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The base module's output with the active parts added, in the base module's dtype."""
@@ -127,7 +108,7 @@ class HybridLinear(nn.Module, HybridLayer):
 
     def _lora(self, name: str, x: torch.Tensor) -> torch.Tensor:
         first, second = self.bhpeft_lora_A[name], self.bhpeft_lora_B[name]
-        x = self._cast_input_dtype(x, first.weight.dtype)
+        x = self._cast_input_dtype(x, weight_of(first).dtype)
         delta: torch.Tensor = second(first(self.bhpeft_lora_dropout[name](x)))
         delta = delta * self.lora_scaling[name]
         if name in self.bhpeft_gate_lora:
@@ -136,17 +117,7 @@ class HybridLinear(nn.Module, HybridLayer):
 
     def _adapter(self, name: str, y: torch.Tensor) -> torch.Tensor:
         hidden = self.relays_in[name].take(y.device) if name in self.relays_in else y
-        delta = self.adapter_scaling[name] * run_bottleneck(
-            self.bhpeft_adapter_down[name],
-            self.bhpeft_activation[name],
-            self.bhpeft_adapter_dropout[name],
-            self.bhpeft_adapter_up[name],
-            hidden,
-        )
-        if name in self.bhpeft_gate_adapter:
-            gate = self.bhpeft_gate_adapter[name]
-            delta = delta * run_gate(gate, hidden, self.gate_mask)
-        return delta
+        return self._bottleneck(name, hidden)
 
     @property
     def mergeable(self) -> bool:
@@ -155,8 +126,8 @@ class HybridLinear(nn.Module, HybridLayer):
 
     def lora_delta(self, name: str) -> torch.Tensor:
         """`s B A` in the layout of the base module's weight."""
-        first, second = self.bhpeft_lora_A[name].weight, self.bhpeft_lora_B[name].weight
-        delta: torch.Tensor = (second @ first) * self.lora_scaling[name]
+        first, second = weight_of(self.bhpeft_lora_A[name]), weight_of(self.bhpeft_lora_B[name])
+        delta = (second @ first) * self.lora_scaling[name]
         return delta.T if isinstance(self.get_base_layer(), Conv1D) else delta
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -178,7 +149,7 @@ class HybridLinear(nn.Module, HybridLayer):
             self._add_to_base(-self.lora_delta(self.merged_adapters.pop()), False)
 
     def _add_to_base(self, delta: torch.Tensor, check: bool) -> None:
-        weight = self.get_base_layer().weight
+        weight = weight_of(self.get_base_layer())
         merged = weight.data + delta.detach().to(weight.dtype)
         if check and not merged.isfinite().all():
             raise NotMergeableError("The merged weight has NaN or infinity; check the adapter.")

@@ -31,7 +31,7 @@ class HybridModel(BaseTuner):
 
     prefix = "bhpeft_"
     tuner_layer_cls = HybridLayer
-    target_module_mapping: dict[str, list[str]] = {}
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (as in peft)
 
     def _prepare_adapter_config(
         self, peft_config: PeftConfig, model_config: dict[str, Any]
@@ -105,17 +105,26 @@ class HybridModel(BaseTuner):
         return HybridLinear(target, adapter_name, config, role)
 
     def _check_merge_allowed(self) -> None:
-        super()._check_merge_allowed()
+        super()._check_merge_allowed()  # type: ignore[no-untyped-call]
         for name, module in self.model.named_modules():
             if isinstance(module, HybridLayer) and not getattr(module, "mergeable", False):
                 raise NotMergeableError(
-                    f"{name!r} carries an adapter, a prefix or a gate: these add computation, so no "
-                    "base weight can hold them (only a hybrid of LoRA alone merges). Keep the model "
-                    "as it is and save it with save_pretrained, or take the hybrid off with unload()."
+                    f"{name!r} carries an adapter, a prefix or a gate: these add computation, so "
+                    "no base weight can hold them (only a hybrid of LoRA alone merges). Keep the "
+                    "model as it is and save it with save_pretrained, or take the hybrid off with "
+                    "unload()."
                 )
 
-    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
-        model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
+        model: Any = super()._unload_and_optionally_merge(
+            merge, progressbar, safe_merge, adapter_names
+        )
         for module in model.modules():
             if hasattr(module, CHILD):
                 detach(module)

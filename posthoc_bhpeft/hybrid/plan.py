@@ -11,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from posthoc_bhpeft.errors import PrefixUnsupportedError, TargetError
-from posthoc_bhpeft.hybrid.attention import CHILD, takes_prefix
+from posthoc_bhpeft.hybrid.attention import CHILD, config_of, takes_prefix
 from posthoc_bhpeft.hybrid.config import AdapterPlacement, HybridConfig
 from posthoc_bhpeft.hybrid.gates import DECODER, ENCODER, GateMask, TokenMask
 from posthoc_bhpeft.hybrid.relay import Relay
@@ -64,8 +64,8 @@ def fill_in_defaults(model: nn.Module, config: HybridConfig) -> None:
     if missing and known is None:
         raise TargetError(
             f"No default targets for the model type {kind!r}. Set {', '.join(missing)} to module "
-            "name endings such as ['q_proj', 'v_proj'] (or the size of that part to 0). Model types "
-            f"with defaults: {', '.join(model_types())}."
+            "name endings such as ['q_proj', 'v_proj'] (or the size of that part to 0). Model "
+            f"types with defaults: {', '.join(model_types())}."
         )
     if known is not None:
         defaults: dict[str, Targets | None] = {
@@ -80,10 +80,8 @@ def fill_in_defaults(model: nn.Module, config: HybridConfig) -> None:
             if defaults[name] is None:
                 raise _no_default(name, str(kind))
             setattr(config, name, defaults[name])
-    if config.modules_to_save is None and config.task_type not in _WITHOUT_HEAD:
-        heads = ANY_HEADS if known is None else known.heads
-        found = [name for name in heads if isinstance(getattr(model, name, None), nn.Module)]
-        config.modules_to_save = found or None
+    heads = ANY_HEADS if known is None else known.heads
+    config.modules_to_save = _modules_to_save(model, config, heads)
 
 
 def plan_for(model: nn.Module, config: HybridConfig, tokens: TokenMask) -> dict[str, Role]:
@@ -103,7 +101,7 @@ def plan_for(model: nn.Module, config: HybridConfig, tokens: TokenMask) -> dict[
     if config.num_virtual_tokens:
         for name in _select(modules, config, "prefix_target_modules", lambda module: True):
             _check_attention(name, modules[name])
-            width = int(modules[name].config.hidden_size)
+            width = int(config_of(modules[name]).hidden_size)
             roles[name] = replace(roles.get(name, Role()), prefix=True, width=width)
     if not config.gates:
         return roles
@@ -126,7 +124,37 @@ def is_layer_norm(module: nn.Module) -> bool:
     return isinstance(base, nn.LayerNorm)
 
 
-_WITHOUT_HEAD = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
+def _modules_to_save(
+    model: nn.Module, config: HybridConfig, heads: tuple[str, ...]
+) -> list[str] | None:
+    """What the user named, and for tasks with a head what the model has of it."""
+    given = list(dict.fromkeys(config.modules_to_save or ()))
+    names = [name for name, _ in model.named_modules()]
+    missing = [one for one in given if not any(name.endswith(one) for name in names)]
+    # peft's classes for these tasks add both usual names, whichever the model has.
+    unknown = [one for one in missing if one not in _ADDED_BY_PEFT]
+    if unknown:
+        raise TargetError(
+            f"modules_to_save names {unknown}, which {type(model).__name__} does not have. Its "
+            f"outermost modules are {[name for name, _ in model.named_children()]}."
+        )
+    found = [name for name in heads if isinstance(getattr(model, name, None), nn.Module)]
+    if config.task_type in _WITH_HEAD:
+        given = list(dict.fromkeys([*given, *found]))
+        if all(one in missing for one in given):
+            raise TargetError(
+                f"task_type={str(config.task_type)!r}, and {type(model).__name__} has no head of a "
+                f"known name. Its outermost modules are "
+                f"{[name for name, _ in model.named_children()]}: name its head in "
+                "modules_to_save, or load the model with AutoModelForSequenceClassification."
+            )
+    elif config.modules_to_save is None and config.task_type is None:
+        given = found
+    return [one for one in given if one not in missing] or None
+
+
+_ADDED_BY_PEFT = ("classifier", "score", "qa_outputs")
+_WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 
 def _plan_adapters(
@@ -199,16 +227,16 @@ def _select(
         raise TargetError(
             f"{field_name} matches {wrong[0]!r}, a {type(modules[wrong[0]]).__name__}. LoRA and "
             "adapters go on nn.Linear and transformers' Conv1D, adapters with "
-            "adapter_placement='post_layernorm' on nn.LayerNorm. Name such a module, or put this one "
-            "into exclude_modules."
+            "adapter_placement='post_layernorm' on nn.LayerNorm. Name such a module, or put this "
+            "one into exclude_modules."
         )
     if not names:
         linear = [name for name in modules if is_linear(modules[name])]
         raise TargetError(
             f"{field_name}={targets!r} matches no module (exclude_modules="
             f"{config.exclude_modules!r}, layers_to_transform={config.layers_to_transform!r}). "
-            f"Linear modules here are, among others, {linear[:4]}. A config remembers the targets of "
-            "the first model it was used on; make a new one for a model of another type."
+            f"Linear modules here are, among others, {linear[:4]}. A config remembers the targets "
+            "of the first model it was used on; make a new one for a model of another type."
         )
     return names
 

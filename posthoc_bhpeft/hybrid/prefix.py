@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from posthoc_bhpeft.hybrid.bottleneck import weight_of
 from posthoc_bhpeft.hybrid.config import HybridConfig
 from posthoc_bhpeft.hybrid.gates import GateMask, run_gate
 from posthoc_bhpeft.hybrid.layer import HybridLayer, dropout
@@ -97,7 +98,7 @@ class HybridPrefix(nn.Module, HybridLayer):
             return None
         hidden = None
         if any(name in self.bhpeft_gate_prefix for name in names):
-            hidden = self.input.take(self.bhpeft_prefix[names[0]].weight.device)
+            hidden = self.input.take(weight_of(self.bhpeft_prefix[names[0]]).device)
         pairs = torch.cat([self._pair(name, batch_size, hidden) for name in names], dim=3)
         return pairs[:, 0], pairs[:, 1]
 

@@ -25,7 +25,7 @@ def peft_type() -> PeftType:
         member = str.__new__(PeftType, NAME)
         member._name_ = NAME
         member._value_ = NAME
-        member._sort_order_ = len(PeftType)
+        member._sort_order_ = len(PeftType)  # type: ignore[attr-defined]
         type.__setattr__(PeftType, NAME, member)
         PeftType._member_names_.append(NAME)
         PeftType._member_map_[NAME] = member

@@ -33,8 +33,8 @@ class Relay:
             raise HybridError(
                 "A parallel adapter has no input: its feed-forward ran without the module named by "
                 "adapter_input_modules, or its parts are on different devices. Use "
-                "adapter_placement='sequential', or set adapter_input_modules to the feed-forward's "
-                "first linear module."
+                "adapter_placement='sequential', or set adapter_input_modules to the "
+                "feed-forward's first linear module."
             )
         return value
 
