@@ -54,7 +54,7 @@ class Likelihood(Protocol):
 
 
 @dataclass(frozen=True)
-class Categorical:
+class Categorical(Likelihood):
     r"""Softmax classification: `nll = -log softmax(f)_y`, `H = diag(p) - p p^T`.
 
     `H` has rank `C - 1`: adding a constant to all logits changes nothing. The square root
@@ -108,7 +108,7 @@ class Categorical:
 
 
 @dataclass(frozen=True)
-class Bernoulli:
+class Bernoulli(Likelihood):
     """Independent yes-or-no outputs: labels `(N, C)` in [0, 1], `H = diag(p (1 - p))`."""
 
     @property
@@ -143,7 +143,7 @@ class Bernoulli:
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(Likelihood):
     """Regression with one noise variance `s2`.
 
     `nll = |y - f|^2 / (2 s2) + C/2 log(2 pi s2)` and `H = I / s2`.

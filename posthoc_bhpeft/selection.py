@@ -86,7 +86,7 @@ class PriorRule(Protocol):
 
 
 @dataclass(frozen=True)
-class FixedPrecision:
+class FixedPrecision(PriorRule):
     """The same, given precision for every block.
 
     Args:
@@ -108,7 +108,7 @@ class FixedPrecision:
 
 
 @dataclass(frozen=True)
-class MarginalLikelihood:
+class MarginalLikelihood(PriorRule):
     """Maximise the Laplace evidence: needs no held-out data, and no search.
 
     It takes the weights for a mode under a zero-mean prior. Where the model is under-trained they
@@ -137,7 +137,7 @@ class MarginalLikelihood:
 
 
 @dataclass(frozen=True)
-class VisibleMovement:
+class VisibleMovement(PriorRule):
     """The evidence's fixed point, counting only the movement of the weights that the data can see.
 
     `d = gamma(d) / v(d)`: see `evidence.best_visible_precision`.
@@ -163,7 +163,7 @@ class VisibleMovement:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOut(PriorRule):
     """The single precision with the lowest negative log likelihood on held-out rows.
 
     One pass over the held-out rows serves every candidate (see `CovarianceSpectrum`). The highest

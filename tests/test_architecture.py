@@ -15,18 +15,26 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 # for the module or for the whole folder; "" is the package's own __init__.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("linalg", "likelihood", "batches"),
+    ("linalg", "likelihood", "batches", "progress"),
     ("hybrid",),
-    ("blocks", "observe"),
-    ("curvature", "prior", "posterior", "evidence", "predict", "stream"),
-    ("api", "serialization"),
-    ("audit", "interop", "training", "data", "models"),
+    ("blocks", "checkpoints"),
+    ("curvature", "prior", "evidence"),
+    ("posterior",),
+    ("predictive",),
+    ("memory", "selection", "settings"),
+    ("saving",),
+    ("card",),
+    ("api",),
+    ("audit", "data", "interop", "training"),
     ("",),
     ("cli", "demo", "__main__"),
 )
 
 # Curvature estimators and what is done with their result meet only in api.
-APART = (frozenset({"curvature"}), frozenset({"prior", "posterior", "evidence", "predict"}))
+APART = (
+    frozenset({"curvature"}),
+    frozenset({"prior", "posterior", "evidence", "predictive", "selection"}),
+)
 
 # Slow or optional, so imported inside the function that needs them; the exceptions are the
 # modules that exist to speak to that library and that nothing imports at its top.

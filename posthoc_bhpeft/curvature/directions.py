@@ -32,7 +32,7 @@ class Directions(Protocol):
 
 
 @dataclass(frozen=True)
-class Exact:
+class Exact(Directions):
     """All `C` columns of the Hessian's square root; exact, `C` backward passes."""
 
     def draw(
@@ -46,7 +46,7 @@ class Exact:
 
 
 @dataclass(frozen=True)
-class Contrasts:
+class Contrasts(Directions):
     """The columns of a root of least rank: `C - 1` for a softmax; exact as well, and cheaper."""
 
     def draw(
@@ -60,7 +60,7 @@ class Contrasts:
 
 
 @dataclass(frozen=True)
-class RandomSigns:
+class RandomSigns(Directions):
     """`v = S eps / sqrt(K)` with independent signs `eps`: unbiased, `samples` backward passes.
 
     `E[v v^T] = S E[eps eps^T] S^T = H`, so the expected curvature is the GGN whatever `C` is
@@ -89,7 +89,7 @@ class RandomSigns:
 
 
 @dataclass(frozen=True)
-class Auto:
+class Auto(Directions):
     """`Contrasts` where they need at most `max_passes` backward passes, else `RandomSigns`.
 
     The choice depends on the number of outputs only, so it is the same for every batch.
@@ -115,7 +115,7 @@ class Auto:
 
 
 @dataclass(frozen=True)
-class EmpiricalFisher:
+class EmpiricalFisher(Directions):
     """The gradient of the negative log likelihood itself; one backward pass.
 
     Not an estimate of the GGN: it vanishes as the model fits its labels, and its relative error is

@@ -32,7 +32,7 @@ class Link(Protocol):
 
 
 @dataclass(frozen=True)
-class MonteCarlo:
+class MonteCarlo(Link):
     """`mean_s softmax(f + L e_s)`, `L L^T = V`; exact as the number of samples grows.
 
     The standard normals `e_s` are the same for every row (common random numbers), so that rows are
@@ -65,7 +65,7 @@ class MonteCarlo:
 
 
 @dataclass(frozen=True)
-class Probit:
+class Probit(Link):
     """`softmax(f / sqrt(1 + pi/8 diag V))`, the multi-class probit approximation (MacKay 1992)."""
 
     def softmax(self, mean: Tensor, covariance: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class Probit:
 
 
 @dataclass(frozen=True)
-class LaplaceBridge:
+class LaplaceBridge(Link):
     """Mean of the Dirichlet that the Laplace bridge maps `N(f, V)` to.
 
     `a_c = (1 - 2/C + exp(f_c) / C^2 sum_l exp(-f_l)) / V_cc` for centred logits
@@ -101,7 +101,7 @@ class LaplaceBridge:
 
 
 @dataclass(frozen=True)
-class ClassPreserving:
+class ClassPreserving(Link):
     """`softmax(k_n f_n)` with one scale a row, so the most probable class stays what it was.
 
     `k_n = 1 / sqrt(1 + pi/8 v_n)`, `v_n = sum_c w_c Var(f_c - f_m)` over the classes `c != m`,
