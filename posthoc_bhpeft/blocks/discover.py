@@ -106,7 +106,8 @@ def describe_unclaimed(
         shown.append(f"  ... and {len(names) - 8} more")
     plural = "tensor is" if len(names) == 1 else "tensors are"
     hint = ""
-    if any("prompt_encoder" in name and ".transform." in name for name in names):
+    projected = any(getattr(module, "prefix_projection", False) for module in model.modules())
+    if projected and any("prompt_encoder" in name for name in names):
         hint = (
             "\nThis is prefix tuning with prefix_projection=True, whose network only helps "
             "training. Save the adapter and load it again: it then holds plain keys and values."
