@@ -140,7 +140,7 @@ def posterior_of(
     loader: Loader,
     *,
     precision: float = 2.0,
-    curvature: Curvature = DenseGGN(),
+    curvature: Curvature | None = None,
     likelihood: Likelihood = Categorical(),
 ) -> Posterior:
     """The posterior at a given prior precision."""
@@ -150,7 +150,7 @@ def posterior_of(
         model,
         loader,
         likelihood=likelihood,
-        curvature=curvature,
+        curvature=curvature or DenseGGN(),
         prior=FixedPrecision(precision),
         progress=False,
     )

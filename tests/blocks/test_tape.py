@@ -1,0 +1,239 @@
+"""Hooks: what a tape records, when it refuses, and that it goes away."""
+
+import pytest
+import torch
+from torch import nn
+
+from posthoc_bhpeft.blocks import discover, observing
+from posthoc_bhpeft.blocks.tape import concatenate
+from posthoc_bhpeft.errors import DeadBlockError, ModelError
+from tests.contracts import any_direction, check_block, observations
+from tests.hybrid.families import tiny_batch
+from tests.models import Pooled, hybrid, linear, mlp, pairs, seeded
+from tests.oracles import per_sample
+
+
+def test_per_sample_gradients_of_a_net_without_positions():
+    model = mlp(3, 4, 4, 2)
+    for block in discover(model):
+        check_block(model, block, pairs((5, 3), 2)[0])
+
+
+def test_positions_are_summed_inside_each_row():
+    model = Pooled(linear(3, 4, bias=True), linear(4, 2, bias=True))
+    batch = pairs((5, 6, 3), 2)[0]
+    for block in discover(model):
+        check_block(model, block, batch)
+    seen = observations(model, discover(model), batch, any_direction(model, batch))
+    assert seen["body.weight"].rows.shape == (5, 6, 4)
+    assert seen["head.weight"].rows.shape == (5, 1, 4 - 2)
+
+
+class Flattened(nn.Module):
+    """Rows and positions on one axis inside, as in OPT's feed-forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = linear(3, 4), linear(4, 2)
+
+    def forward(self, x):
+        flat = self.body(x.reshape(-1, 3)).tanh()
+        return self.head(flat.reshape(len(x), -1, 4).mean(1))
+
+
+def test_a_module_that_sees_rows_and_positions_on_one_axis():
+    model = Flattened()
+    for block in discover(model):
+        check_block(model, block, pairs((5, 6, 3), 2)[0])
+
+
+class Mixing(nn.Module):
+    """A layer that sees one row for the whole batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = linear(3, 4), linear(4, 2)
+
+    def forward(self, x):
+        return self.head(x @ self.body.weight.T + self.body(x.mean(0, keepdim=True)))
+
+
+def test_a_module_that_mixes_rows_is_refused():
+    model = Mixing()
+    batch = pairs((5, 3), 2)[0]
+    with pytest.raises(ModelError, match="mixes rows"):
+        observations(model, discover(model), batch, any_direction(model, batch))
+
+
+def test_each_row_may_have_its_own_output_direction():
+    model = mlp(3, 4, 3)
+    blocks, batch = discover(model), pairs((3, 3), 3)[0]
+    direction = torch.eye(3, dtype=torch.float64)  # row n looks at output n
+    seen = observations(model, blocks, batch, direction)
+    exact = per_sample(model, blocks, model(batch[0]).diagonal())
+    for name, observation in seen.items():
+        assert torch.allclose(observation.gradient(), exact[name])
+
+
+def test_one_forward_pass_serves_many_directions():
+    model = mlp(3, 4, 3)
+    blocks, batch = discover(model), pairs((4, 3), 3)[0]
+    with observing(model, blocks) as tape:
+        outputs = model(batch[0])
+        for index in range(3):
+            direction = torch.zeros(4, 3, dtype=torch.float64)
+            direction[:, index] = 1
+            exact = per_sample(model, blocks, outputs[:, index])
+            for block, seen in tape.observe(outputs, direction, retain=True):
+                assert torch.allclose(seen.gradient(), exact[block.name])
+
+
+def test_a_second_forward_pass_replaces_the_first():
+    model = mlp(3, 4, 3)
+    blocks, (first, second) = discover(model), pairs((4, 3), 3)
+    direction = any_direction(model, first)
+    with observing(model, blocks) as tape:
+        model(first[0])
+        outputs = model(second[0])
+        again = {b.name: s.gradient() for b, s in tape.observe(outputs, direction)}
+    once = observations(model, blocks, second, direction)
+    assert all(torch.equal(gradient, once[name].gradient()) for name, gradient in again.items())
+
+
+def test_blocks_come_in_the_order_given():
+    model, batch = mlp(3, 4, 3), pairs((4, 3), 3)[0]
+    backwards = tuple(reversed(discover(model)))
+    seen = observations(model, backwards, batch, any_direction(model, batch))
+    assert list(seen) == [block.name for block in backwards]
+
+
+def test_calls_of_a_shared_layer_lie_side_by_side():
+    shared = linear(3, 3)
+    model = nn.Sequential(shared, nn.Tanh(), shared)
+    batch = pairs((4, 3), 3)[0]
+    (seen,) = observations(model, discover(model), batch, any_direction(model, batch)).values()
+    assert seen.rows.shape == (4, 2, 3)
+    assert concatenate([seen]) is seen
+
+
+def test_half_precision_gradients_are_widened():
+    model = mlp(3, 4, 3).to(torch.bfloat16)
+    inputs = torch.randn(4, 3, generator=seeded()).to(torch.bfloat16)
+    seen = observations(model, discover(model), inputs, torch.ones(4, 3))
+    assert {observation.rows.dtype for observation in seen.values()} == {torch.float32}
+    assert {observation.columns.dtype for observation in seen.values()} == {torch.float32}
+
+
+# ---------------------------------------------------------------- dead blocks
+
+
+class Skipping(nn.Module):
+    """`unused` is never called, `dropped` is called in vain."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused, self.dropped = linear(3, 2), linear(3, 2), linear(3, 2)
+
+    def forward(self, x):
+        self.dropped(x)
+        return self.used(x)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "message"),
+    [("dropped", r"took no part.*unused"), ("unused", r"do not depend on 'dropped'")],
+)
+def test_a_dead_module_is_named(frozen, message):
+    model = Skipping()
+    getattr(model, frozen).requires_grad_(False)
+    with pytest.raises(DeadBlockError, match=message):
+        observations(model, discover(model), torch.ones(2, 3).double(), torch.ones(2, 2))
+
+
+def test_a_prefix_that_attention_never_reads_is_named():
+    model = hybrid()
+    blocks = discover(model)
+    for module in model.modules():
+        if hasattr(module, "keys_and_values"):
+            module.keys_and_values = lambda batch_size: None
+    batch = tiny_batch(model)
+    with pytest.raises(DeadBlockError, match=r"took no part.*bhpeft_prefix"):
+        observations(model, blocks, batch, torch.ones(4, 3))
+
+
+def test_an_adapter_that_is_not_active_is_named():
+    model = hybrid()
+    blocks = discover(model)
+    model.base_model.disable_adapter_layers()
+    with pytest.raises(DeadBlockError, match="took no part"):
+        observations(model, blocks, tiny_batch(model), torch.ones(4, 3))
+
+
+def test_a_forward_pass_without_gradients_is_refused():
+    model = mlp(3, 2)
+    with (
+        observing(model, discover(model)),
+        torch.no_grad(),
+        pytest.raises(DeadBlockError, match="no_grad"),
+    ):
+        model(torch.ones(2, 3).double())
+
+
+def test_no_grad_around_everything_does_no_harm():
+    model, batch = mlp(3, 4, 2), pairs((4, 3), 2)[0]
+    direction = any_direction(model, batch)
+    with torch.no_grad():
+        inside = observations(model, discover(model), batch, direction)
+        assert not torch.is_grad_enabled()
+    outside = observations(model, discover(model), batch, direction)
+    for name, seen in inside.items():
+        assert torch.equal(seen.gradient(), outside[name].gradient())
+
+
+def test_inference_mode_is_refused_before_anything_is_hooked():
+    model = mlp(3, 2)
+    blocks = discover(model)
+    with torch.inference_mode(), pytest.raises(ModelError, match="inference_mode"):
+        observations(model, blocks, torch.ones(2, 3).double(), torch.ones(2, 2))
+    assert not hooks(model)
+
+
+def test_blocks_of_another_model_are_refused():
+    with (
+        pytest.raises(ModelError, match="another model"),
+        observing(mlp(3, 2), discover(hybrid())),
+    ):
+        pass
+
+
+# ---------------------------------------------------------------- no trace
+
+
+def hooks(model):
+    return [
+        hook
+        for module in model.modules()
+        for registry in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+        for hook in registry
+    ]
+
+
+def test_hooks_are_gone_afterwards_also_after_an_error():
+    model = mlp(3, 4, 2)
+    blocks = discover(model)
+    with observing(model, blocks):
+        assert len(hooks(model)) == 3  # two layers, and the start of a forward pass
+    assert not hooks(model)
+    with pytest.raises(ZeroDivisionError), observing(model, blocks):
+        _ = 1 / 0
+    assert not hooks(model)
+
+
+def test_observing_leaves_no_gradient_behind():
+    model, batch = mlp(3, 4, 2), pairs((4, 3), 2)[0]
+    observations(model, discover(model), batch, any_direction(model, batch))
+    assert all(parameter.grad is None for parameter in model.parameters())
+    model[0].weight.grad = kept = torch.ones_like(model[0].weight)
+    observations(model, discover(model), batch, any_direction(model, batch))
+    assert model[0].weight.grad is kept
+    assert bool((kept == 1).all())
