@@ -199,15 +199,13 @@ class Scale(nn.Module):
 def test_a_recognizer_of_ones_own_claims_the_rest():
     model = nn.Sequential(Scale(), nn.Linear(3, 2)).double()
 
+    def observe_scale(given, cotangent, n_rows):
+        return observe_weight(given * cotangent, torch.ones_like(given[..., :1]), n_rows)
+
     def scale_blocks(path, module):
         if isinstance(module, Scale):
-            view = MatrixView((1, 3))
-            tap = (
-                lambda given, cotangent, n: observe_weight(  # noqa: E731
-                    given * cotangent, torch.ones_like(given[..., :1]), n
-                )
-            )
-            yield Block(f"{path}.weight", Kind.OTHER, f"{path}.weight", path, view, tap)
+            name = f"{path}.weight"
+            yield Block(name, Kind.OTHER, name, path, MatrixView((1, 3)), observe_scale)
 
     with pytest.raises(UnclaimedParameterError):
         discover(model)
