@@ -31,8 +31,11 @@ def small_config(name: str = "bert", **settings: Any) -> HybridConfig:
 def fresh_hybrid(
     name: str = "bert", *, base: dict[str, Any] | None = None, **settings: Any
 ) -> PeftModel:
-    """A hybrid just made: B and the up-projections are zero."""
-    return get_peft_model(tiny_model(name, **(base or {})), small_config(name, **settings)).eval()
+    """A hybrid just made, the same every time: B and the up-projections are zero."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = get_peft_model(tiny_model(name, **(base or {})), small_config(name, **settings))
+    return model.eval()
 
 
 def live_hybrid(
