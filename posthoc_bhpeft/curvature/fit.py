@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_bhpeft.batches import device_of, evaluating, forward, labelled_rows, move, split_batch
-from posthoc_bhpeft.blocks import Block, Engine, Tape, observing
+from posthoc_bhpeft.blocks import Block, Engine, Observation, Tape, observing
 from posthoc_bhpeft.curvature.estimator import Accumulator, Curvature, FittedCurvature
 from posthoc_bhpeft.errors import DataError, NonFiniteError
 from posthoc_bhpeft.likelihood import Likelihood
@@ -69,7 +69,7 @@ def fit_curvature(
             directions = masked_directions(
                 estimator, likelihood, outputs.detach(), labels, keep, generator
             )
-            add_batch(tape, outputs, directions, sums)
+            add_batch(tape, outputs, directions, keep, sums)
     operators = {name: check_finite(name, total.finish()) for name, total in sums.items()}
     return FittedCurvature(operators, log_likelihood, n_rows, n_outputs)
 
@@ -90,13 +90,19 @@ def masked_directions(
 
 
 def add_batch(
-    tape: Tape, outputs: Tensor, directions: Tensor, sums: Mapping[str, Accumulator]
+    tape: Tape,
+    outputs: Tensor,
+    directions: Tensor,
+    keep: Tensor,
+    sums: Mapping[str, Accumulator],
 ) -> None:
-    """One backward pass a direction, each block's observation added to its sum."""
-    last = len(directions) - 1
+    """One backward pass a direction, each block's observation of the rows kept added to its sum."""
+    last, every_row = len(directions) - 1, bool(keep.all())
     for index, direction in enumerate(directions):
-        for block, observation in tape.observe(outputs, direction, retain=index < last):
-            sums[block.name].add(observation)
+        for block, seen in tape.observe(outputs, direction, retain=index < last):
+            # Zero gradients would do for most structures, but K-FAC counts rows and their inputs.
+            kept = seen if every_row else Observation(seen.rows[keep], seen.columns[keep])
+            sums[block.name].add(kept)
 
 
 def check_finite(name: str, operator: BlockOperator) -> BlockOperator:
