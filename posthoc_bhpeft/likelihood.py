@@ -205,7 +205,7 @@ def check_class_labels(labels: Tensor, n_classes: int) -> None:
         raise DataError(
             f"Label {int(labels[row])} in row {row} of the batch is out of range: the model has "
             f"{n_classes} outputs, so labels must be 0 to {n_classes - 1}. Load the model with the "
-            "right num_labels, or drop the row (-100 and -1 mark rows without a label)."
+            "right num_labels, or drop the row (-100 marks rows without a label)."
         )
 
 
