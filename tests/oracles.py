@@ -6,6 +6,7 @@ its `nll`, so nothing here shares a line with what it judges. For tiny float64 m
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,9 @@ def jacobian(model: nn.Module, blocks: Sequence[Block], batch: Any) -> dict[str,
     inputs, _ = split_batch(batch)
     trained = {block.parameter for block in blocks}
     parameters = {n: p.detach() for n, p in model.named_parameters() if n in trained}
-    whole = torch.func.jacrev(lambda p: outputs_of(model, inputs, p))(parameters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a slow batching rule of fused attention
+        whole = torch.func.jacrev(lambda p: outputs_of(model, inputs, p))(parameters)
     return {
         block.name: torch.stack(
             [

@@ -1,0 +1,122 @@
+"""One pass over the data: what is summed, what is left out, what is refused."""
+
+import pytest
+import torch
+
+from posthoc_bhpeft.blocks import discover
+from posthoc_bhpeft.curvature import KFAC, DenseGGN, DiagonalGGN, KroneckerGGN, fit_curvature
+from posthoc_bhpeft.errors import DataError, NonFiniteError
+from posthoc_bhpeft.likelihood import Categorical, Gaussian
+from tests.models import mlp, pairs, seeded, targets
+from tests.oracles import dense_ggn, outputs_of
+
+
+def fit(model, loader, estimator=None, likelihood=None, **kwargs):
+    return fit_curvature(
+        model,
+        discover(model),
+        loader,
+        likelihood or Categorical(),
+        estimator or KroneckerGGN(),
+        generator=seeded(),
+        **kwargs,
+    )
+
+
+def test_log_likelihood_rows_and_outputs():
+    model, loader = mlp(3, 4, 3), pairs((5, 3), 3)
+    fitted = fit(model, loader)
+    exact = sum(model(x).log_softmax(-1).gather(1, y[:, None]).sum().item() for x, y in loader)
+    assert fitted.log_likelihood == pytest.approx(exact, rel=1e-12)
+    assert (fitted.n_rows, fitted.n_outputs) == (10, 3)
+
+
+def test_rows_of_regression_count_once_whatever_their_number_of_outputs():
+    fitted = fit(mlp(3, 4, 2), targets((5, 3), 2), likelihood=Gaussian())
+    assert (fitted.n_rows, fitted.n_outputs) == (10, 2)
+
+
+@pytest.mark.parametrize(
+    "estimator", [KroneckerGGN(), DiagonalGGN(), DenseGGN(), KFAC(), KFAC(reduce=True)], ids=repr
+)
+def test_rows_without_a_label_change_nothing(estimator):
+    model, loader = mlp(3, 4, 3), pairs((5, 3), 3)
+    extra = torch.randn(4, 3, generator=seeded(9), dtype=torch.float64)
+    without = torch.full((4,), -100)
+    more = [(torch.cat([extra, x]), torch.cat([without, y])) for x, y in loader]
+    more.append((extra, without))
+    plain, masked = fit(model, loader, estimator), fit(model, more, estimator)
+    assert masked.n_rows == plain.n_rows
+    assert masked.log_likelihood == pytest.approx(plain.log_likelihood, rel=1e-12)
+    for name, operator in plain.operators.items():
+        assert torch.allclose(masked.operators[name].dense(), operator.dense()), name
+
+
+def test_dropout_is_off_during_the_fit():
+    model, loader = mlp(3, 4, 3), pairs((5, 3), 3)
+    noisy = torch.nn.Sequential(model, torch.nn.Dropout(0.5)).train()
+    plain, other = fit(model, loader).operators, fit(noisy, loader).operators
+    for name, operator in plain.items():
+        assert torch.equal(other[f"0.{name}"].dense(), operator.dense())
+
+
+def test_float32_is_close_to_float64():
+    model, loader = mlp(3, 4, 3), pairs((5, 3), 3)
+    exact = dense_ggn(model, discover(model), loader, Categorical())
+    single = [(x.float(), y) for x, y in loader]
+    for name, operator in fit(model.float(), single, DenseGGN()).operators.items():
+        assert torch.allclose(operator.dense().double(), exact[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_batch_without_labels_is_refused():
+    with pytest.raises(DataError, match="without labels"):
+        fit(mlp(3, 2), [torch.ones(4, 3).double()])
+
+
+def test_labels_out_of_range_are_refused():
+    with pytest.raises(DataError, match="out of range"):
+        fit(mlp(3, 2), pairs((20, 3), 5))
+
+
+def test_nan_weights_are_named():
+    model = mlp(3, 4, 2)
+    with torch.no_grad():
+        model[2].bias[0] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"'2\.bias'"):
+        fit(model, pairs((4, 3), 2))
+
+
+def test_gradients_that_overflow_are_refused_with_the_name_of_the_block():
+    model = mlp(3, 4, 2)
+    loader = [(torch.full((4, 3), 1e200, dtype=torch.float64), torch.tensor([0, 1, 0, 1]))]
+    with torch.no_grad():
+        model[0].weight.mul_(1e-200)
+    with pytest.raises(NonFiniteError, match=r"'0\.weight' is NaN or infinite"):
+        fit(model, loader)
+
+
+def test_progress_sees_every_batch():
+    seen = []
+
+    def progress(batches):
+        for batch in batches:
+            seen.append(batch)
+            yield batch
+
+    loader = pairs((4, 3), 2, batches=3)
+    fit(mlp(3, 2), loader, progress=progress)
+    assert len(seen) == 3
+
+
+def test_the_oracle_is_the_hessian_where_the_model_is_linear():
+    """The dense oracle itself, against the full Hessian of the loss by autograd."""
+    model, (batch, *_) = mlp(3, 3), pairs((6, 3), 3)
+    inputs, labels = batch
+    ggn = dense_ggn(model, discover(model), [batch], Categorical())
+
+    def loss(weight):
+        outputs = outputs_of(model, inputs, {"0.weight": weight})
+        return Categorical().nll(outputs, labels).sum()
+
+    hessian = torch.func.hessian(loss)(model[0].weight.detach())
+    assert torch.allclose(ggn["0.weight"], hessian.reshape(9, 9))
