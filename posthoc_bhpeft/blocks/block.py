@@ -34,10 +34,13 @@ class Observation:
     Attributes:
         rows: `(N, T, p)`; for a linear layer the gradient at its output.
         columns: `(N, T, q)`; for a linear layer its input.
+        factored: Whether the two sides are the layer's own. An engine that knows only the gradient
+            gives the identity as one side; K-FAC, which needs both, has no meaning there.
     """
 
     rows: Tensor
     columns: Tensor
+    factored: bool = True
 
     def gradient(self) -> Tensor:
         """Per-sample gradient of the block, `(N, p, q)`."""

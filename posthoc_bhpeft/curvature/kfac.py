@@ -20,6 +20,7 @@ from torch import Tensor
 from posthoc_bhpeft.blocks import Block, Observation
 from posthoc_bhpeft.curvature.directions import Auto, Directions
 from posthoc_bhpeft.curvature.kronecker import required
+from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.linalg import KroneckerOperator
 
 
@@ -59,6 +60,11 @@ class KFACAccumulator:
         self.n_terms = 0
 
     def add(self, observation: Observation) -> None:
+        if not observation.factored:
+            raise ConfigError(
+                "KFAC() needs the inputs and the output gradients of each layer, and this engine "
+                "gives their product only. Use KroneckerGGN(), or the default engine, observing."
+            )
         rows, columns = observation.rows, observation.columns
         n_positions = rows.shape[1]
         if self.reduce:

@@ -1,0 +1,1 @@
+"""Other libraries: `interop.backpack` (another engine), `interop.laplace` (laplace-torch)."""
