@@ -102,8 +102,8 @@ class HybridConfig(PeftConfig):
     # peft asks every config for these two. A hybrid has a list of targets for each part instead.
     @property
     def target_modules(self) -> str:
-        """A constant: see the three `..._target_modules` fields."""
-        return "hybrid"
+        """A pattern that matches nothing: see the three `..._target_modules` fields."""
+        return "(?!)"
 
     @property
     def target_parameters(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from torch import nn
 
 from posthoc_bhpeft.errors import NotMergeableError
@@ -51,8 +51,11 @@ class HybridModel(BaseTuner):
             self.model.register_forward_pre_hook(tokens, with_kwargs=True)
         return tokens
 
-    def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> bool:  # type: ignore[override]
-        return key in self._plan
+    def _check_target_module_exists(  # type: ignore[override]
+        self, peft_config: PeftConfig, key: str
+    ) -> Any:
+        # peft's own answer tells an excluded module from one that nobody asked for.
+        return key in self._plan or check_target_module_exists(peft_config, key)
 
     def _create_and_replace(
         self,

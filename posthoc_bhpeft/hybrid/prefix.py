@@ -83,7 +83,8 @@ class HybridPrefix(nn.Module, HybridLayer):
         dtype = like.dtype if like.is_floating_point() else None
         for name in self.adapter_layer_names:
             container = getattr(self, name)
-            if adapter_name in container and like.device.type != "meta":
+            # With low_cpu_mem_usage the values, and where they live, come with the checkpoint.
+            if adapter_name in container and not weight_of(container[adapter_name]).is_meta:
                 container[adapter_name].to(device=like.device, dtype=dtype)
 
     def keep_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
