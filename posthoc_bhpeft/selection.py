@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posthoc_bhpeft.batches import Loader
-from posthoc_bhpeft.errors import ConfigError
+from posthoc_bhpeft.errors import ConfigError, DataError
 from posthoc_bhpeft.evidence import (
     HIGHEST,
     BlockSpectrum,
@@ -181,18 +181,25 @@ class HeldOut(PriorRule):
 
     def choose(self, fit: LaplaceFit) -> PriorChoice:
         """The best candidate."""
-        noise = fit.evidence.squared_error / (fit.evidence.n_rows * fit.evidence.n_outputs)
+        noise = None
         likelihood = fit.likelihood
         if fit.evidence.learns_noise:
+            n_labels = fit.evidence.n_rows * fit.evidence.n_outputs
+            noise = max(fit.evidence.squared_error / n_labels, 1e-12)
             likelihood = Gaussian(noise)
         candidates = (*sorted(self.candidates), HIGHEST)
         total = torch.zeros(len(candidates), dtype=torch.float64)
         n_rows = 0
         for spectrum in fit.spectra(self.loader):
             total += torch.stack(
-                [predictive_nll(likelihood, self.link, spectrum, d) for d in candidates]
+                [
+                    predictive_nll(likelihood, self.link, spectrum, d, noise or 1.0)
+                    for d in candidates
+                ]
             )
             n_rows += len(spectrum.labels)
+        if n_rows == 0:
+            raise DataError("HeldOut: the loader has no labelled held-out row. Pass labelled rows.")
         best = int(total.argmin())
         chosen, plain = float(total[best]) / n_rows, float(total[-1]) / n_rows
         reason = (
@@ -200,7 +207,7 @@ class HeldOut(PriorRule):
             f"{chosen:.4f} nats a row against {plain:.4f} for the trained model alone."
         )
         precision = dict.fromkeys(fit.evidence.spectra, candidates[best])
-        return PriorChoice(precision, reason, noise if fit.evidence.learns_noise else None)
+        return PriorChoice(precision, reason, noise)
 
 
 def by_group(
@@ -249,10 +256,14 @@ def describe(precision: Mapping[str, float], evidence: LaplaceEvidence, per: Gro
 
 
 def predictive_nll(
-    likelihood: Likelihood, link: Link, spectrum: CovarianceSpectrum, precision: float
+    likelihood: Likelihood,
+    link: Link,
+    spectrum: CovarianceSpectrum,
+    precision: float,
+    learnt_noise: float = 1.0,
 ) -> Tensor:
     """Summed negative log likelihood of a batch's labels under the predictive, float64."""
-    covariance = spectrum.at(precision)
+    covariance = spectrum.at(precision, learnt_noise)
     outputs, labels = spectrum.outputs, spectrum.labels
     if isinstance(likelihood, Gaussian):
         return gaussian_nll(outputs, covariance, labels, likelihood.dispersion).sum().cpu()

@@ -48,9 +48,14 @@ class CovarianceSpectrum:
     centres: Tensor
     energies: Tensor
 
-    def at(self, precision: float) -> Tensor:
-        """Covariance `(N, C, C)` of the outputs for one prior precision of all blocks."""
-        weights = (1 / (self.centres + precision)).to(self.energies)
+    def at(self, precision: float, noise_variance: float = 1.0) -> Tensor:
+        """Covariance `(N, C, C)` of the outputs for one prior precision of all blocks.
+
+        Args:
+            precision: Of the prior.
+            noise_variance: Of a Gaussian likelihood, where the curvature was fitted at 1.
+        """
+        weights = (1 / (self.centres / noise_variance + precision)).to(self.energies)
         small = torch.einsum("b,bnkl->nkl", weights, self.energies)
         return self.contrasts @ small @ self.contrasts.T
 
