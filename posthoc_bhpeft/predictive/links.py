@@ -132,7 +132,12 @@ def contrast_variance(mean: Tensor, covariance: Tensor) -> Tensor:
 
 
 def matrix_root(covariance: Tensor) -> Tensor:
-    """A root `(N, C, C)` of covariances that may be singular, by eigendecomposition."""
+    """The symmetric root `(N, C, C)` of covariances that may be singular.
+
+    Eigenvectors are unique only up to their sign, and less where eigenvalues are equal, so they
+    change with rounding, batch and device; the symmetric root does not.
+    """
     values, vectors = torch.linalg.eigh(covariance.double())
-    root: Tensor = vectors * values.clamp_min(0).sqrt().unsqueeze(-2)
+    scaled = vectors * values.clamp_min(0).sqrt().unsqueeze(-2)
+    root: Tensor = scaled @ vectors.transpose(-2, -1)
     return root.to(covariance)
