@@ -15,33 +15,31 @@ from posthoc_bhpeft.batches import (
     Inputs,
     Loader,
     device_of,
-    evaluating,
-    forward,
-    look_through,
-    move,
     split_batch,
 )
 from posthoc_bhpeft.blocks import Block, Engine, discover, observing
-from posthoc_bhpeft.card import model_card
-from posthoc_bhpeft.checkpoints import load_adapter
+from posthoc_bhpeft.card import CARD_FILE, explain, model_card, write_card
+from posthoc_bhpeft.checks import check_arguments, check_data
 from posthoc_bhpeft.curvature import Curvature, FittedCurvature, KroneckerGGN, fit_curvature
 from posthoc_bhpeft.errors import CheckpointError, ModelError
+from posthoc_bhpeft.folders import finish_replacing, replacing_files
 from posthoc_bhpeft.likelihood import Categorical, Gaussian, Likelihood
+from posthoc_bhpeft.matching import check_weights
 from posthoc_bhpeft.memory import check_memory, explaining_memory
 from posthoc_bhpeft.posterior import Posterior, read_weights
 from posthoc_bhpeft.predictive import Linearized, Prediction
 from posthoc_bhpeft.predictive.spectrum import covariance_spectra
 from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.progress import track
-from posthoc_bhpeft.saving import (
-    SavedPosterior,
-    check_weights,
+from posthoc_bhpeft.rebuild import (
+    describe_model,
     fetch_checkpoint,
-    load_posterior,
-    save_posterior,
-    write_card,
+    rebuild_model,
+    save_model,
+    talking_to_hub,
 )
-from posthoc_bhpeft.selection import LaplaceFit, PriorChoice, PriorRule, VisibleMovement
+from posthoc_bhpeft.saving import SavedPosterior, load_posterior, read_record, save_posterior
+from posthoc_bhpeft.selection import HeldOut, LaplaceFit, PriorChoice, PriorRule, VisibleMovement
 
 
 class Predictive(Protocol):
@@ -90,14 +88,19 @@ def bayesianize(
         The Bayesian model.
 
     Raises:
+        ConfigError: If an argument is of the wrong type.
         ModelError: If the model has nothing trainable, hidden adapters, dead blocks, or NaN.
         DataError: If the loader is empty, read-once, or has missing or wrong labels.
         MemoryLimitError: If the curvature cannot fit into memory, before any pass.
     """
+    check_arguments(
+        model, likelihood=likelihood, curvature=curvature, prior=prior, predictive=predictive
+    )
     blocks = discover(model)
-    device = device_of(model)
-    check_memory(blocks, curvature, device)
+    check_memory(blocks, curvature, device_of(model))
     check_data(model, loader, likelihood)
+    if isinstance(prior, HeldOut):
+        check_data(model, prior.loader, likelihood, "HeldOut(loader)")
     generator = generator or torch.Generator().manual_seed(0)
     with explaining_memory():
         fitted = fit_curvature(
@@ -154,6 +157,13 @@ class BayesianPeft:
     def blocks(self) -> tuple[Block, ...]:
         """The blocks the posterior is over."""
         return self.posterior.blocks
+
+    @property
+    def saved(self) -> SavedPosterior:
+        """Everything but the model, as it is written to a folder."""
+        return SavedPosterior(
+            self.posterior, self.likelihood, self.predictive, self.curvature, self.reason
+        )
 
     def predict(self, batch: Any, predictive: Predictive | None = None) -> Prediction:
         """Predict one batch.
@@ -213,7 +223,7 @@ class BayesianPeft:
     def check_unchanged(self) -> None:
         """Raise unless the model still stands at the posterior's mean."""
         try:
-            check_weights(read_weights(self.model, self.blocks), self.posterior.mean)
+            check_weights(self.model, self.blocks, self.posterior.mean)
         except CheckpointError as error:
             raise ModelError(
                 f"The model was changed after it was bayesianized. {error} Fit again, or "
@@ -230,25 +240,32 @@ class BayesianPeft:
 
     def explain(self) -> str:
         """What was fitted, with which prior and why; for people."""
-        return explain(self)
+        return explain(self.saved)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write adapter and posterior into a folder, whole or not at all.
+        """Write model and posterior into a folder, whole or not at all.
 
-        The adapter is written as `model.save_pretrained` does; beside it `posterior.json`, a
-        safetensors file, and a section of the model card that shows how to load them.
+        The adapter is written as `model.save_pretrained` does; beside it `posterior.json`,
+        `posterior.safetensors`, and a section of the model card that shows how to load them. If
+        the process dies on the way, the folder still loads: what was saved before, or this.
 
         Args:
             folder: Made where it does not exist; a posterior that is there is replaced.
+
+        Raises:
+            CheckpointError: If the folder cannot be written to.
+            ModelError: If the weights of the model changed since the fit.
         """
         target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        save_model(self.model, target)
-        saved = SavedPosterior(
-            self.posterior, self.likelihood, self.predictive, self.curvature, self.reason
-        )
-        save_posterior(target, saved)
-        write_card(target, model_card(saved, target.name))
+        self.write_files(target, target.name if target.is_absolute() else str(target))
+
+    def write_files(self, folder: Path, name: str) -> None:
+        """`save_pretrained`, with the name that the model card tells people to load."""
+        self.check_unchanged()
+        with replacing_files(folder) as scratch:
+            save_model(self.model, scratch)
+            save_posterior(scratch, self.model, self.saved, describe_model(self.model))
+            write_card(scratch, model_card(self.saved, name), existing=folder)
 
     @classmethod
     def from_pretrained(
@@ -258,6 +275,7 @@ class BayesianPeft:
         *,
         base: str | None = None,
         device: str | torch.device | None = None,
+        predictive: Predictive | None = None,
     ) -> BayesianPeft:
         """Load what `save_pretrained` or `push_to_hub` wrote.
 
@@ -266,6 +284,7 @@ class BayesianPeft:
             model: The model with its adapter; rebuilt from the folder where not given.
             base: The base model to rebuild it on, instead of the one recorded.
             device: Where to put a rebuilt model; the CPU by default.
+            predictive: How predictions are made, instead of the one recorded.
 
         Returns:
             The Bayesian model, ready to predict.
@@ -274,11 +293,13 @@ class BayesianPeft:
             CheckpointError: If files are missing or damaged, or belong to another model.
         """
         path = fetch_checkpoint(folder)
+        finish_replacing(path)
+        record = read_record(path)
         if model is None:
-            model = load_adapter(path, base=base)
+            model = rebuild_model(path, record, base=base)
         if device is not None:
             model = model.to(device)
-        saved = load_posterior(path, model)
+        saved = load_posterior(path, record, model, predictive=predictive)
         return cls(
             model,
             saved.posterior,
@@ -289,7 +310,7 @@ class BayesianPeft:
         )
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
-        """Upload adapter and posterior to the hub.
+        """Upload model and posterior to the hub; a model card that is there is kept and added to.
 
         Args:
             repo_id: `user/name`; made where it does not exist.
@@ -298,36 +319,22 @@ class BayesianPeft:
 
         Returns:
             Address of the commit.
+
+        Raises:
+            CheckpointError: If the hub refuses, or cannot be reached.
         """
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / repo_id.rpartition("/")[2]
-            self.save_pretrained(folder)
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            commit = api.upload_folder(repo_id=repo_id, folder_path=str(folder))
+            folder = Path(scratch)
+            with talking_to_hub(repo_id, token) as api:
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                if api.file_exists(repo_id, CARD_FILE):
+                    api.hf_hub_download(repo_id, CARD_FILE, local_dir=folder)
+            self.write_files(folder, repo_id)
+            with talking_to_hub(repo_id, token) as api:
+                commit = api.upload_folder(
+                    repo_id=repo_id, folder_path=str(folder), ignore_patterns=[".cache/*"]
+                )
         return str(commit.commit_url)
-
-
-def check_data(model: nn.Module, loader: Loader, likelihood: Likelihood) -> None:
-    """Every label against the outputs of one forward pass, before the long work.
-
-    Raises:
-        DataError: If the loader is empty or read-once, or labels are missing or do not fit.
-        NonFiniteError: If the outputs are NaN or infinite.
-    """
-    device = device_of(model)
-    first: list[Tensor] = []
-
-    def inspect(inputs: Inputs, labels: Tensor) -> None:
-        if not first:
-            with evaluating(model), torch.no_grad(), explaining_memory():
-                first.append(forward(model, move(inputs, device))[:1].cpu())
-        if len(labels):
-            likelihood.check_labels(first[0].expand(len(labels), -1), labels.cpu())
-
-    look_through(loader, inspect)
 
 
 def unit_posterior(
@@ -352,36 +359,3 @@ def at_noise(posterior: Posterior, log_likelihood: float, choice: PriorChoice) -
     curvature = {name: operator.scale(scale) for name, operator in posterior.curvature.items()}
     bases = {name: operator.decompose() for name, operator in curvature.items()}
     return replace(posterior, curvature=curvature, bases=bases, log_likelihood=log_likelihood)
-
-
-def save_model(model: nn.Module, folder: Path) -> None:
-    """The model's own files, as its `save_pretrained` writes them, moved into place one by one."""
-    save = getattr(model, "save_pretrained", None)
-    if not callable(save):
-        return
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving.") as scratch:
-        save(scratch)
-        for path in sorted(Path(scratch).rglob("*")):
-            place = folder / path.relative_to(scratch)
-            if path.is_dir():
-                place.mkdir(exist_ok=True)
-            elif not (place.name == "README.md" and place.exists()):
-                path.replace(place)
-
-
-def explain(bayes: BayesianPeft) -> str:
-    """A few lines on a fit: blocks by kind, curvature, prior, evidence."""
-    posterior = bayes.posterior
-    sizes: dict[str, list[int]] = {}
-    for block in posterior.blocks:
-        sizes.setdefault(block.kind.value, []).append(block.size)
-    parts = ", ".join(f"{kind} {len(s)} ({sum(s):,} weights)" for kind, s in sizes.items())
-    n_weights = sum(block.size for block in posterior.blocks)
-    gamma = posterior.evidence().effective_parameters(posterior.prior.precision)
-    return (
-        f"Laplace posterior over {n_weights:,} weights in {len(posterior.blocks)} blocks: "
-        f"{parts}.\nCurvature: {bayes.curvature} over {posterior.n_rows} rows, "
-        f"mean training NLL {-posterior.log_likelihood / posterior.n_rows:.4f} nats.\n"
-        f"{bayes.reason}\n"
-        f"The data determine {sum(gamma.values()):.0f} effective parameters."
-    )

@@ -47,22 +47,66 @@ def split_batch(batch: Any) -> tuple[Inputs, Tensor | None]:
     """Inputs and labels of a batch; labels are `None` where it has none.
 
     Raises:
-        DataError: If the batch is neither a mapping, a pair nor a tensor.
+        DataError: If the batch is neither a mapping, a pair nor a tensor, or labels are no numbers.
     """
     if isinstance(batch, Mapping):
         inputs = {name: value for name, value in batch.items() if name not in LABEL_NAMES}
         labels = next((batch[name] for name in LABEL_NAMES if name in batch), None)
-        return inputs, None if labels is None else torch.as_tensor(labels)
+        return check_inputs(inputs), as_labels(labels)
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        inputs, labels = batch
-        return inputs, None if labels is None else torch.as_tensor(labels)
+        return check_inputs(batch[0]), as_labels(batch[1])
     if isinstance(batch, Tensor):
         return batch, None
+    many = f" of {len(batch)} entries" if isinstance(batch, (tuple, list)) else ""
     raise DataError(
-        f"A batch of type {type(batch).__name__} is not understood. Supported: a dict with "
+        f"A batch of type {type(batch).__name__}{many} is not understood. Supported: a dict with "
         "'labels', or a pair (inputs, labels) where inputs are a dict of keyword arguments or a "
-        "tensor."
+        "tensor. For a list of rows, give the DataLoader a collate_fn (DataCollatorWithPadding)."
     )
+
+
+def check_inputs(inputs: Any) -> Inputs:
+    """The inputs of a batch, unless they are no tensors.
+
+    Raises:
+        DataError: If they are neither a mapping nor a tensor, or hold lists or arrays.
+    """
+    if isinstance(inputs, Tensor):
+        return inputs
+    if not isinstance(inputs, Mapping):
+        raise DataError(
+            f"The inputs of a batch must be a dict of keyword arguments or a tensor, got "
+            f"{type(inputs).__name__}. For texts, use what the tokenizer returns: "
+            "tokenizer(texts, padding=True, return_tensors='pt')."
+        )
+    for name, value in inputs.items():
+        if isinstance(value, (list, tuple, str)) or type(value).__module__ == "numpy":
+            raise DataError(
+                f"{name!r} in a batch is a {type(value).__name__}, not a tensor. Tokenize with "
+                "return_tensors='pt', or call dataset.with_format('torch'); columns that are no "
+                "input of the model (texts, ids) are left out with dataset.remove_columns."
+            )
+    return inputs
+
+
+def as_labels(labels: Any) -> Tensor | None:
+    """Labels as a tensor `(N, ...)`, or `None` where there are none.
+
+    Raises:
+        DataError: If they are no numbers, or one number for the whole batch.
+    """
+    if labels is None:
+        return None
+    try:
+        tensor = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"The labels of a batch could not be read as numbers: {error}. Give each class a "
+            "number from 0, and every row of a batch equally many labels."
+        ) from error
+    if tensor.dim() == 0:
+        raise DataError(f"The labels of a batch are the single number {tensor.item()!r}, not (N,).")
+    return tensor
 
 
 def move(inputs: Inputs, device: torch.device) -> Inputs:
@@ -84,10 +128,11 @@ def forward(model: nn.Module, inputs: Inputs) -> Tensor:
     """Outputs `(N, C)` of a model: the logits of a transformers model, or the tensor returned.
 
     Raises:
+        DataError: If the model cannot take the inputs.
         ModelError: If the outputs are no `(N, C)` tensor.
         NonFiniteError: If they hold NaN or infinity.
     """
-    result = model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
+    result = call(model, inputs)
     outputs = getattr(result, "logits", result)
     if isinstance(outputs, tuple):
         outputs = outputs[0]
@@ -100,13 +145,39 @@ def forward(model: nn.Module, inputs: Inputs) -> Tensor:
         outputs = outputs.unsqueeze(-1)
     if outputs.dim() != 2:
         raise ModelError(
-            f"Outputs have shape {tuple(outputs.shape)}; one row of outputs a sample, (N, C), is "
-            "supported: sequence classification, multi-label or regression."
+            f"Outputs have shape {tuple(outputs.shape)}, but one row of outputs a sample, (N, C), "
+            "is needed: sequence classification, multi-label or regression. Token classification "
+            "and language modelling are not supported; hidden states mean that the model has no "
+            "head."
         )
     outputs = outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
     if not bool(torch.isfinite(outputs).all()):
         raise NonFiniteError(explain_non_finite(model))
     return outputs
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """`model(inputs)`, or `model(**inputs)`.
+
+    Raises:
+        DataError: If a column is no argument of the model, or a token id is not in its vocabulary.
+    """
+    try:
+        return model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        given = sorted(inputs) if isinstance(inputs, Mapping) else "one tensor"
+        raise DataError(
+            f"{type(model).__name__} does not take this batch ({given}): {error}. Keep only the "
+            "columns that the model's forward has (dataset.remove_columns)."
+        ) from error
+    except IndexError as error:
+        raise DataError(
+            f"{type(model).__name__} looked up something out of range in this batch: {error}. A "
+            "token id is beyond its vocabulary (the tokenizer of another model?), or a text is "
+            "longer than its positions (truncation=True, max_length=...)."
+        ) from error
 
 
 def explain_non_finite(model: nn.Module) -> str:
@@ -143,13 +214,18 @@ def labelled_rows(labels: Tensor) -> Tensor:
     return labels != IGNORED
 
 
-def look_through(loader: Iterable[Any], inspect: Callable[[Inputs, Tensor], None]) -> LabelSummary:
+def look_through(
+    loader: Iterable[Any],
+    inspect: Callable[[Inputs, Tensor], None],
+    name: str = "The loader",
+) -> LabelSummary:
     """Look at every batch once, before any long work.
 
     Args:
         loader: Read from its first batch to its last.
         inspect: Called with the inputs of each batch and the labels of its labelled rows; its
             `DataError` is raised again with the number of the batch.
+        name: Of the loader, for errors.
 
     Returns:
         How many rows have a label.
@@ -157,28 +233,66 @@ def look_through(loader: Iterable[Any], inspect: Callable[[Inputs, Tensor], None
     Raises:
         DataError: If the loader cannot be iterated twice, is empty, or a batch has no labels.
     """
-    if not hasattr(loader, "__len__") or iter(loader) is loader:
-        raise DataError(
-            f"The loader ({type(loader).__name__}) has no length or can be read only once. Pass a "
-            "DataLoader or a list of batches: it is read more than once."
-        )
-    n_rows = n_ignored = 0
-    for index, batch in enumerate(loader):
-        inputs, labels = split_batch(batch)
-        if labels is None:
-            raise DataError(
-                f"Batch {index} has no labels. Looked for {', '.join(LABEL_NAMES)} in a dict, or a "
-                "pair (inputs, labels). The posterior is fitted on labelled training data."
-            )
-        kept = labelled_rows(labels)
-        n_rows, n_ignored = n_rows + int(kept.sum()), n_ignored + int((~kept).sum())
+    check_rereadable(loader, name)
+    n_rows = n_ignored = n_batches = 0
+    for batch in loader:
         try:
+            inputs, labels = split_batch(batch)
+            if labels is None:
+                raise DataError(describe_unlabelled(batch))
+            check_row_count(inputs, len(labels))
+            kept = labelled_rows(labels)
             inspect(inputs, labels[kept])
         except DataError as error:
-            raise DataError(f"Batch {index}: {error}") from error
+            raise DataError(f"{name}, batch {n_batches}: {error}") from error
+        n_rows, n_ignored = n_rows + int(kept.sum()), n_ignored + int((~kept).sum())
+        n_batches += 1
     if n_rows == 0:
+        found = f"{n_ignored} rows, all marked {IGNORED}" if n_batches else "no batch at all"
         raise DataError(
-            f"The loader has no labelled row ({n_ignored} rows are marked {IGNORED}). Pass the "
-            "training data: the curvature is a sum over it."
+            f"{name} has no labelled row: {found}. The curvature is a sum over labelled data: pass "
+            "the data the model was trained on."
         )
     return LabelSummary(n_rows, n_ignored)
+
+
+def check_rereadable(loader: Any, name: str) -> None:
+    """Raise unless a loader has a length and can be read more than once.
+
+    Raises:
+        DataError: If it is an iterator, a stream, or not iterable.
+    """
+    try:
+        sized = len(loader) >= 0 and not isinstance(loader, (Iterator, Mapping, str, Tensor))
+    except TypeError:
+        sized = False
+    if not sized:
+        raise DataError(
+            f"{name} is a {type(loader).__name__}, which is no list of batches that can be read "
+            "more than once. Pass a DataLoader over a dataset with a length, or a list: "
+            "list(batches) for a generator, [batch] for a single batch."
+        )
+
+
+def describe_unlabelled(batch: Any) -> str:
+    """What was found in place of labels."""
+    only = sorted(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
+    return (
+        f"no labels, only {only}. Looked for {', '.join(map(repr, LABEL_NAMES))} in a dict, or a pair "
+        "(inputs, labels). The posterior is fitted on labelled training data."
+    )
+
+
+def check_row_count(inputs: Inputs, n_labels: int) -> None:
+    """Raise if inputs and labels of a batch have different numbers of rows.
+
+    Raises:
+        DataError: With both numbers.
+    """
+    tensors = inputs.values() if isinstance(inputs, Mapping) else (inputs,)
+    n_rows = next((len(t) for t in tensors if isinstance(t, Tensor) and t.dim() > 0), n_labels)
+    if n_rows != n_labels:
+        raise DataError(
+            f"there are {n_rows} rows of inputs but {n_labels} labels. Give one label a row; a row "
+            f"without one is marked {IGNORED}."
+        )

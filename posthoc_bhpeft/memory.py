@@ -51,9 +51,19 @@ def explaining_memory() -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise MemoryLimitError(
-            f"The device ran out of memory on a batch: {str(error).splitlines()[0]} Use a smaller "
-            "batch_size in the loader, shorter texts, or device='cpu'. Nothing was changed or "
-            "saved."
+            f"Memory ran out on a batch: {first_line} Use a smaller batch_size in the loader, "
+            "shorter texts (max_length), or move the model to the CPU (model.cpu()). Nothing was "
+            "changed or saved."
         ) from error
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error is one of lacking memory; the CPU and Apple's GPU have no type for it."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return "can't allocate memory" in str(error) or "out of memory" in str(error)

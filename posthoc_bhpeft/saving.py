@@ -1,39 +1,35 @@
-"""Posteriors on disk: one safetensors file, one JSON file that names it, a section of the card.
+"""Posteriors on disk: `posterior.safetensors` for the numbers, `posterior.json` for the rest.
 
-The tensors go into a file named by its content's hash; the JSON, replaced last and in one step,
-names that file. Whenever the process dies, the folder holds a whole posterior: the old or the new.
+The JSON holds the SHA-256 of the tensors, so a pair that does not belong together is noticed.
+`folders.replacing_files` makes both, and the adapter beside them, appear together.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import re
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posthoc_bhpeft.blocks import Block, discover
-from posthoc_bhpeft.checkpoints import read_json, write_json, write_text
-from posthoc_bhpeft.errors import CheckpointError
+from posthoc_bhpeft.checkpoints import read_json, write_json
+from posthoc_bhpeft.errors import BhpeftError, CheckpointError
 from posthoc_bhpeft.likelihood import Likelihood
 from posthoc_bhpeft.linalg import BlockOperator, DenseOperator, DiagonalOperator, KroneckerOperator
+from posthoc_bhpeft.matching import check_blocks, check_frozen, check_weights, frozen_samples
 from posthoc_bhpeft.posterior import Posterior, read_weights
 from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.settings import decode, encode
 
 POSTERIOR_FILE = "posterior.json"
+TENSOR_FILE = "posterior.safetensors"
 FORMAT_VERSION = 1
-CARD_START, CARD_END = "<!-- posthoc_bhpeft -->", "<!-- /posthoc_bhpeft -->"
+STRUCTURES = (KroneckerOperator, DiagonalOperator, DenseOperator)
 
 
 @dataclass(frozen=True)
@@ -55,84 +51,81 @@ class SavedPosterior:
     reason: str
 
 
-def save_posterior(folder: Path, saved: SavedPosterior) -> None:
-    """Write a posterior into a folder, beside whatever is there.
+def save_posterior(
+    folder: Path, model: nn.Module, saved: SavedPosterior, about_model: Mapping[str, Any]
+) -> None:
+    """Write the two files of a posterior into an existing folder.
 
     Args:
-        folder: Made where it does not exist.
+        folder: Where to.
+        model: The model it belongs to; a few of its frozen numbers are kept to recognise it.
         saved: What to write.
+        about_model: Kept in the JSON for whoever rebuilds the model.
+
+    Raises:
+        CheckpointError: If the curvature has a structure of the user's own, or the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    name, digest = write_tensors(folder, posterior_tensors(saved.posterior))
-    write_json(folder / POSTERIOR_FILE, describe(saved, name, digest))
-    for old in folder.glob("posterior-*.safetensors"):
-        if old.name != name:
-            old.unlink()
+    for block in saved.posterior.blocks:
+        check_structure(block, saved.posterior.curvature[block.name])
+    tensors = posterior_tensors(saved.posterior)
+    tensors |= {f"frozen/{name}": sample for name, sample in frozen_samples(model).items()}
+    try:
+        save_file(tensors, folder / TENSOR_FILE, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"Could not write {TENSOR_FILE}: {error}. Is the disk full?"
+        ) from error
+    digest = file_digest(folder / TENSOR_FILE)
+    write_json(folder / POSTERIOR_FILE, {**describe(saved, digest), "model": dict(about_model)})
 
 
-def load_posterior(folder: Path, model: nn.Module) -> SavedPosterior:
-    """Read a posterior and match it to the blocks of a model.
+def load_posterior(
+    folder: Path, record: Mapping[str, Any], model: nn.Module, *, predictive: Any = None
+) -> SavedPosterior:
+    """Read a posterior and match it to a model.
 
     Args:
         folder: Holds what `save_posterior` wrote.
+        record: From `read_record`.
         model: The model it belongs to, with the adapter's weights.
+        predictive: Takes the place of the one saved.
 
     Returns:
         The posterior, its tensors on the devices of the model's weights.
 
     Raises:
-        CheckpointError: If files are missing, cut off or of a newer format, or if the model has
-            other blocks or other weights.
+        CheckpointError: If files are missing, cut off or edited, or if the model has other blocks
+            or other weights.
     """
-    record = read_record(folder)
     tensors = read_tensors(folder, record)
     blocks = discover(model)
-    check_blocks(blocks, record)
-    weights = read_weights(model, blocks)
     try:
-        mean = {b.name: tensors[f"mean/{b.name}"].to(weights[b.name]) for b in blocks}
-        check_weights(weights, mean)
-        curvature = {
-            b.name: read_operator(b, record["blocks"][b.name], tensors, weights[b.name])
-            for b in blocks
-        }
-        prior = GaussianPrior(
-            {b.name: float(record["blocks"][b.name]["prior_precision"]) for b in blocks},
-            {
-                b.name: tensors[f"prior_mean/{b.name}"].to(weights[b.name])
-                for b in blocks
-                if f"prior_mean/{b.name}" in tensors
-            },
-        )
-        posterior = Posterior(
-            blocks,
-            mean,
-            prior,
-            curvature,
-            {name: operator.decompose() for name, operator in curvature.items()},
-            float(record["log_likelihood"]),
-            int(record["n_rows"]),
-            int(record["n_outputs"]),
-        )
+        check_blocks(blocks, record["blocks"])
+        check_frozen(model, with_prefix(tensors, "frozen/"))
+        check_weights(model, blocks, with_prefix(tensors, "mean/"))
         return SavedPosterior(
-            posterior,
+            read_posterior(blocks, record, tensors, read_weights(model, blocks)),
             decode(record["likelihood"]),
-            decode(record["predictive"]),
-            decode(record["curvature"]),
+            decode(record["predictive"]) if predictive is None else predictive,
+            # Kept for the record only, so an estimator of the user's own does no harm.
+            decode(record["curvature"], strict=False),
             str(record["prior_reason"]),
         )
-    except KeyError as error:
+    except BhpeftError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f"{folder / POSTERIOR_FILE} lacks {error}. Fit and save the posterior again."
+            f"{folder / POSTERIOR_FILE} does not make sense: {type(error).__name__} {error}. It "
+            "was edited, or written by another version. Fit and save the posterior again."
         ) from error
 
 
-def describe(saved: SavedPosterior, tensor_file: str, digest: str) -> dict[str, Any]:
+def describe(saved: SavedPosterior, digest: str) -> dict[str, Any]:
     """The JSON beside the tensors: readable without this package."""
     posterior = saved.posterior
     return {
         "format_version": FORMAT_VERSION,
-        "tensors": {"file": tensor_file, "sha256": digest},
+        "sha256": digest,
         "likelihood": encode(saved.likelihood),
         "predictive": encode(saved.predictive),
         "curvature": encode(saved.curvature),
@@ -145,6 +138,7 @@ def describe(saved: SavedPosterior, tensor_file: str, digest: str) -> dict[str, 
             block.name: {
                 "kind": block.kind.value,
                 "shape": list(block.shape),
+                "parameter": block.parameter,
                 "structure": type(posterior.curvature[block.name]).__name__,
                 "prior_precision": posterior.prior.precision[block.name],
             }
@@ -166,52 +160,46 @@ def posterior_tensors(posterior: Posterior) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[str, str]:
-    """Write a safetensors file named by its hash; returns name and SHA-256."""
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".posterior.")
-    os.close(handle)
-    try:
-        save_file(dict(tensors), temporary, metadata={"format": "pt"})
-        digest = file_digest(Path(temporary))
-        name = f"posterior-{digest[:12]}.safetensors"
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(folder / name)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return name, digest
-
-
 def read_record(folder: Path) -> dict[str, Any]:
-    """The JSON of a saved posterior, its format checked."""
-    if not (folder / POSTERIOR_FILE).is_file():
+    """The JSON of a saved posterior, its format checked.
+
+    Raises:
+        CheckpointError: If there is none, or of another format.
+    """
+    path = folder / POSTERIOR_FILE
+    if not path.is_file():
         raise CheckpointError(
             f"{str(folder)!r} holds no posterior ({POSTERIOR_FILE} is missing). Make one with "
             "bayesianize(model, loader).save_pretrained(folder), or `bhpeft fit`."
         )
-    record = read_json(folder / POSTERIOR_FILE)
+    record = read_json(path)
     version = record.get("format_version")
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{folder / POSTERIOR_FILE} has format version {version!r}; this version of "
-            f"posthoc-bhpeft reads {FORMAT_VERSION}. Update the package, or fit and save again."
+            f"{path} has format version {version!r}; this version of posthoc-bhpeft reads "
+            f"{FORMAT_VERSION}. Update the package, or fit and save again."
         )
     return record
 
 
 def read_tensors(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors that a record names, their hash checked."""
-    named = record.get("tensors", {})
-    path = folder / str(named.get("file"))
+    """The tensors beside a record, their hash checked.
+
+    Raises:
+        CheckpointError: If the file is missing, or not the one that was saved.
+    """
+    path = folder / TENSOR_FILE
     if not path.is_file():
         raise CheckpointError(
-            f"{path} is missing: the folder was copied in part. Copy it again, whole."
+            f"{path} is missing, though {POSTERIOR_FILE} is there: the folder was copied in part. "
+            "Copy it again, whole."
         )
-    digest = file_digest(path)
-    if digest != named.get("sha256"):
+    digest, recorded = file_digest(path), str(record.get("sha256"))
+    if digest != recorded:
         raise CheckpointError(
-            f"{path} is damaged or cut off: {path.stat().st_size} bytes with SHA-256 "
-            f"{digest[:12]}..., recorded was {str(named.get('sha256'))[:12]}... Copy it again, or "
-            "fit and save again."
+            f"{path} is damaged or cut off: its {path.stat().st_size} bytes have the SHA-256 "
+            f"{digest[:12]}..., recorded was {recorded[:12]}... Copy it again, or fit and save "
+            "again."
         )
     try:
         return load_file(path)
@@ -219,10 +207,37 @@ def read_tensors(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is no safetensors file: {error}.") from error
 
 
+def read_posterior(
+    blocks: tuple[Block, ...],
+    record: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+) -> Posterior:
+    """The posterior inside a record and its tensors, on the devices of the weights."""
+    prior_means = with_prefix(tensors, "prior_mean/")
+    prior = GaussianPrior(
+        {b.name: float(record["blocks"][b.name]["prior_precision"]) for b in blocks},
+        {name: mean.to(weights[name]) for name, mean in prior_means.items()},
+    )
+    curvature = {
+        b.name: read_operator(b, record["blocks"][b.name], tensors, weights[b.name]) for b in blocks
+    }
+    return Posterior(
+        blocks,
+        {b.name: tensors[f"mean/{b.name}"].to(weights[b.name]) for b in blocks},
+        prior,
+        curvature,
+        {name: operator.decompose() for name, operator in curvature.items()},
+        float(record["log_likelihood"]),
+        int(record["n_rows"]),
+        int(record["n_outputs"]),
+    )
+
+
 def read_operator(
     block: Block, entry: Mapping[str, Any], tensors: Mapping[str, Tensor], like: Tensor
 ) -> BlockOperator:
-    """One block's curvature."""
+    """One block's curvature, on the device of `like`."""
 
     def part(name: str) -> Tensor:
         return tensors[f"curvature/{block.name}/{name}"].to(like.device)
@@ -240,52 +255,23 @@ def read_operator(
     )
 
 
-def check_blocks(blocks: Sequence[Block], record: Mapping[str, Any]) -> None:
-    """Raise unless a record has just the blocks of the model."""
-    saved = {name: tuple(entry["shape"]) for name, entry in record["blocks"].items()}
-    found = {block.name: block.shape for block in blocks}
-    if saved == found:
-        return
-    different = [
-        f"{name}: saved {saved.get(name, 'none')}, model {found.get(name, 'none')}"
-        for name in dict.fromkeys([*saved, *found])
-        if saved.get(name) != found.get(name)
-    ]
-    raise CheckpointError(
-        f"This posterior belongs to another model: {len(different)} of {len(saved)} blocks differ, "
-        f"first: {different[0]}. Load it with the adapter it was saved beside."
-    )
-
-
-def check_weights(weights: Mapping[str, Tensor], mean: Mapping[str, Tensor]) -> None:
-    """Raise unless the model stands at the posterior's mean, up to half-precision rounding."""
-    for name, saved in mean.items():
-        if not torch.allclose(
-            weights[name], saved, rtol=1e-2, atol=1e-3 * float(saved.abs().max())
-        ):
-            gap = float((weights[name] - saved).abs().max())
-            raise CheckpointError(
-                f"The model's weights are not those of this posterior: block {name!r} differs by "
-                f"up to {gap:.3g}. It was trained on since, or is another adapter of the same "
-                "shape. Load the adapter saved beside the posterior, or fit again."
-            )
-
-
-def fetch_checkpoint(name: str | Path) -> Path:
-    """A folder as it is, or the local copy of a repository on the hub.
-
-    Raises:
-        CheckpointError: If there is neither.
-    """
-    if Path(name).is_dir():
-        return Path(name)
-    try:
-        return Path(snapshot_download(str(name)))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+def check_structure(block: Block, operator: BlockOperator) -> None:
+    """Raise if an operator is of a class that `read_operator` could not read back."""
+    if not isinstance(operator, STRUCTURES):
+        known = ", ".join(structure.__name__ for structure in STRUCTURES)
         raise CheckpointError(
-            f"There is no folder {str(name)!r}, and the hub gave no repository of that name: "
-            f"{error}"
-        ) from error
+            f"The curvature of block {block.name!r} is a {type(operator).__name__}, which has no "
+            f"file format. Supported: {known}."
+        )
+
+
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Tensors whose name starts so, by the rest of their name."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def file_digest(path: Path) -> str:
@@ -295,16 +281,3 @@ def file_digest(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def write_card(folder: Path, section: str) -> None:
-    """Put a section into the folder's README.md, or replace the one that is there."""
-    path = folder / "README.md"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    marked = f"{CARD_START}\n{section.strip()}\n{CARD_END}"
-    pattern = re.compile(re.escape(CARD_START) + ".*?" + re.escape(CARD_END), re.DOTALL)
-    if pattern.search(text):
-        text = pattern.sub(lambda _: marked, text)
-    else:
-        text = f"{text.rstrip()}\n\n{marked}\n".lstrip()
-    write_text(path, text)

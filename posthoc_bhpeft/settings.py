@@ -56,14 +56,23 @@ SETTINGS: tuple[type, ...] = (
 
 def encode(value: Any) -> Any:
     """A setting as JSON data: `{"type": "Linearized", "link": {"type": "Probit"}}`."""
-    if not is_dataclass(value) or isinstance(value, type):
+    if value is None or isinstance(value, bool | int | float | str):
         return value
+    if not is_dataclass(value) or isinstance(value, type):
+        return {"type": type(value).__name__}
     content = {field.name: encode(getattr(value, field.name)) for field in fields(value)}
     return {"type": type(value).__name__, **content}
 
 
-def decode(content: Any) -> Any:
+def decode(content: Any, *, strict: bool = True) -> Any:
     """The setting that `encode` wrote.
+
+    Args:
+        content: JSON data.
+        strict: Without it, what is not known comes back as the JSON data.
+
+    Returns:
+        The setting.
 
     Raises:
         CheckpointError: If it names a class or a field that this version does not have.
@@ -71,16 +80,15 @@ def decode(content: Any) -> Any:
     if not isinstance(content, dict):
         return content
     known = {setting.__name__: setting for setting in SETTINGS}
-    arguments = {name: decode(item) for name, item in content.items() if name != "type"}
+    arguments = {n: decode(item, strict=strict) for n, item in content.items() if n != "type"}
     name = content.get("type")
-    if name not in known:
-        raise CheckpointError(
-            f"The saved setting {name!r} is not known to this version. Update posthoc-bhpeft, or "
-            "pass the setting yourself."
-        )
     try:
-        return known[name](**arguments)
-    except TypeError as error:
+        return known[name](**arguments)  # type: ignore[index]
+    except (KeyError, TypeError) as error:
+        if not strict:
+            return content
         raise CheckpointError(
-            f"The saved setting {name!r} does not fit this version: {error}."
+            f"The saved setting {name!r} is not one of this version of posthoc-bhpeft "
+            f"({type(error).__name__}: {error}). If it is your own, pass it: "
+            "from_pretrained(folder, predictive=...); else update the package."
         ) from error

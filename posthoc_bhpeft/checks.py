@@ -1,0 +1,91 @@
+"""What is looked at before the long work of `bayesianize`: the arguments, and every label."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posthoc_bhpeft.batches import (
+    Inputs,
+    Loader,
+    device_of,
+    evaluating,
+    forward,
+    look_through,
+    move,
+)
+from posthoc_bhpeft.errors import ConfigError, ModelError
+from posthoc_bhpeft.likelihood import Likelihood
+from posthoc_bhpeft.memory import explaining_memory
+
+ROLES = {
+    "likelihood": ("nll", "Categorical()"),
+    "curvature": ("accumulator", "KroneckerGGN()"),
+    "prior": ("choose", "MarginalLikelihood()"),
+    "predictive": ("predict", "Linearized()"),
+}
+"""Of each argument: the method that makes one, and an example."""
+
+
+def check_arguments(model: Any, **settings: Any) -> None:
+    """Raise if the model is no plain module, or a setting is no object of its role.
+
+    Raises:
+        ModelError: If `model` is no module, or one that copies or recompiles another.
+        ConfigError: If a setting is a string, a class, or an object of another role.
+    """
+    if not isinstance(model, nn.Module):
+        hint = " Pass trainer.model." if hasattr(model, "train_dataset") else ""
+        raise ModelError(
+            f"The first argument must be a torch.nn.Module, got {type(model).__name__}.{hint} Load "
+            "one with AutoModelForSequenceClassification or PeftModel.from_pretrained."
+        )
+    for attribute in ("module", "_orig_mod"):
+        if is_wrapper(model, attribute):
+            raise ModelError(
+                f"{type(model).__name__} wraps the model, and gradients a row are taken from the "
+                f"model itself. Pass model.{attribute}."
+            )
+    for name, value in settings.items():
+        method, example = ROLES[name]
+        if isinstance(value, type) or not hasattr(value, method):
+            raise ConfigError(
+                f"{name}={value!r} is not a {name}: an object with the method {method}() is "
+                f"needed, such as {name}={example} (with its parentheses)."
+            )
+
+
+def is_wrapper(model: nn.Module, attribute: str) -> bool:
+    """Whether a module is `DataParallel`, `DistributedDataParallel` or compiled."""
+    known = ("DataParallel", "DistributedDataParallel", "OptimizedModule")
+    return type(model).__name__ in known and hasattr(model, attribute)
+
+
+def check_data(
+    model: nn.Module, loader: Loader, likelihood: Likelihood, name: str = "The loader"
+) -> None:
+    """Every label against the outputs of one forward pass, before the long work.
+
+    Args:
+        model: Unchanged.
+        loader: Read once, from its first batch to its last.
+        likelihood: Says which labels fit which outputs.
+        name: Of the loader, for errors.
+
+    Raises:
+        DataError: If the loader is empty or read-once, or labels are missing or do not fit.
+        NonFiniteError: If the outputs are NaN or infinite.
+    """
+    device = device_of(model)
+    first: list[Tensor] = []
+
+    def inspect(inputs: Inputs, labels: Tensor) -> None:
+        if not first:
+            with evaluating(model), torch.no_grad(), explaining_memory():
+                first.append(forward(model, move(inputs, device))[:1].cpu())
+        if len(labels):
+            likelihood.check_labels(first[0].expand(len(labels), -1), labels.cpu())
+
+    look_through(loader, inspect, name)

@@ -1,0 +1,83 @@
+"""Several files of a folder replaced together: all of them or none, even if the process dies.
+
+New files are written into a hidden scratch folder. Renaming it to `PENDING` is the one step that
+counts: before it the folder holds the old files, after it the new ones, some of which still wait
+inside `PENDING`. Whoever reads or writes the folder next moves those to their places first.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from posthoc_bhpeft.errors import CheckpointError
+
+PENDING = ".bhpeft-pending"
+SCRATCH = ".bhpeft-scratch-"
+
+
+@contextmanager
+def replacing_files(folder: Path) -> Iterator[Path]:
+    """A scratch folder, whose files take their places in `folder` together on the way out.
+
+    Args:
+        folder: Made where it does not exist. Files of other names in it stay as they are.
+
+    Yields:
+        The scratch folder, empty.
+
+    Raises:
+        CheckpointError: If the folder cannot be written to.
+    """
+    scratch: Path | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        finish_replacing(folder)
+        scratch = Path(tempfile.mkdtemp(dir=folder, prefix=SCRATCH))
+        scratch.chmod(0o755)
+        yield scratch
+        scratch.replace(folder / PENDING)
+    except OSError as error:
+        raise CheckpointError(
+            f"Could not write into {str(folder)!r}: {error}. What was there before is unchanged. "
+            "Choose a folder you may write to, on a disk with room."
+        ) from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+    finish_replacing(folder)
+
+
+def finish_replacing(folder: Path) -> None:
+    """Move the files of an interrupted save to their places; nothing where there was none.
+
+    Raises:
+        CheckpointError: If the folder cannot be written to. The files are kept for the next try.
+    """
+    pending = folder / PENDING
+    if not pending.is_dir():
+        return
+    try:
+        for path in sorted(pending.rglob("*")):
+            if path.is_file():
+                move_into_place(path, folder / path.relative_to(pending))
+        shutil.rmtree(pending, ignore_errors=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{str(folder)!r} holds a save that was interrupted, whole but not yet in place, and "
+            f"moving it failed: {error}. Make the folder writable, then load or save again: that "
+            "finishes it."
+        ) from error
+
+
+def move_into_place(path: Path, place: Path) -> None:
+    """Replace `place` by `path`, unless another process that finishes the same save was faster."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.replace(place)
+    except FileNotFoundError:
+        if not place.is_file():
+            raise

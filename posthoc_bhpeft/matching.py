@@ -1,0 +1,88 @@
+"""Does a posterior belong to a model? Blocks, trained weights and frozen weights, compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posthoc_bhpeft.blocks import Block
+from posthoc_bhpeft.errors import CheckpointError
+from posthoc_bhpeft.posterior import read_weights
+
+SAMPLE_SIZE = 16
+"""Numbers kept of each frozen tensor, to tell one base model from another."""
+
+
+def check_blocks(blocks: Sequence[Block], saved: Mapping[str, Any]) -> None:
+    """Raise unless a model has just the blocks that were saved.
+
+    Raises:
+        CheckpointError: Naming the first block that differs.
+    """
+    shapes = {name: tuple(entry["shape"]) for name, entry in saved.items()}
+    found = {block.name: block.shape for block in blocks}
+    if shapes == found:
+        return
+    different = [
+        f"{name}: saved {shapes.get(name, 'none')}, model {found.get(name, 'none')}"
+        for name in dict.fromkeys([*shapes, *found])
+        if shapes.get(name) != found.get(name)
+    ]
+    raise CheckpointError(
+        f"This posterior belongs to another model: {len(different)} of {len(shapes)} blocks "
+        f"differ, first {different[0]}. Load it with the adapter it was saved beside."
+    )
+
+
+def check_weights(model: nn.Module, blocks: Sequence[Block], mean: Mapping[str, Tensor]) -> None:
+    """Raise unless a model stands at a posterior's mean: exactly, in the model's own precision.
+
+    Raises:
+        CheckpointError: Naming the first block that differs.
+    """
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    weights = read_weights(model, blocks)
+    for block in blocks:
+        now, saved = weights[block.name], mean[block.name].to(weights[block.name].device)
+        dtype = dtypes[block.parameter]
+        if not torch.equal(now.to(dtype), saved.to(dtype)):
+            gap = float((now.double() - saved.double()).abs().max())
+            raise CheckpointError(
+                f"The model's weights are not those of this posterior: block {block.name!r} "
+                f"differs by up to {gap:.3g}. It was trained on since, or is another adapter of "
+                "the same shape."
+            )
+
+
+def frozen_samples(model: nn.Module) -> dict[str, Tensor]:
+    """A few evenly spaced numbers of each frozen tensor, float32 on the CPU."""
+    samples = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad or not parameter.is_floating_point() or not parameter.numel():
+            continue
+        flat = parameter.detach().flatten()
+        step = max(len(flat) // SAMPLE_SIZE, 1)
+        samples[name] = flat[::step][:SAMPLE_SIZE].float().cpu().clone()
+    return samples
+
+
+def check_frozen(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Raise if frozen weights differ by more than half precision would make them.
+
+    Raises:
+        CheckpointError: Naming the first tensor that differs.
+    """
+    now = frozen_samples(model)
+    for name, sample in saved.items():
+        # Quantised models hold other tensors under these names: those cannot be compared.
+        if name not in now or now[name].shape != sample.shape:
+            continue
+        if not torch.allclose(now[name], sample, rtol=1e-2, atol=1e-3 * float(sample.abs().max())):
+            raise CheckpointError(
+                f"The model below the adapter is not the one of this posterior: its frozen tensor "
+                f"{name!r} has other values. Load the base model that the adapter was trained on; "
+                "if this tensor is a head, save it with the adapter (modules_to_save)."
+            )

@@ -1,0 +1,146 @@
+"""The model beside a posterior: written as its own `save_pretrained` does, found, and rebuilt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from torch import nn
+
+from posthoc_bhpeft.checkpoints import ADAPTER_FILE, load_adapter
+from posthoc_bhpeft.errors import CheckpointError, ModelError
+
+RESTORED = ("id2label", "problem_type", "pad_token_id")
+"""Settings that users change on a loaded model, and that an adapter's checkpoint leaves out."""
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """What neither the adapter nor its base model records, as JSON data."""
+    config = getattr(model, "config", None)
+    adapter = getattr(model, "active_adapter", "default")
+    return {
+        "adapter": adapter if isinstance(adapter, str) else "default",
+        "dtype": str(base_dtype(model)).removeprefix("torch."),
+        **{name: getattr(config, name, None) for name in RESTORED},
+    }
+
+
+def rebuild_model(folder: Path, record: Mapping[str, Any], *, base: str | None = None) -> nn.Module:
+    """The model of a folder, with just those tensors trainable that the posterior is over.
+
+    Args:
+        folder: Holds an adapter, or a whole model, and a posterior.
+        record: The posterior's JSON.
+        base: The base model, instead of the one recorded.
+
+    Returns:
+        The model in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: If there is no model in the folder, or its base model is not found.
+    """
+    about = dict(record.get("model") or {})
+    labels = {int(index): str(name) for index, name in (about.get("id2label") or {}).items()}
+    adapter = str(about.get("adapter", "default"))
+    place = folder if adapter == "default" else folder / adapter
+    dtype = str(about.get("dtype", "float32"))
+    if (place / ADAPTER_FILE).is_file():
+        names = [labels[index] for index in sorted(labels)]
+        model: nn.Module = load_adapter(
+            place, base=base, dtype=dtype, label_names=names, adapter=adapter
+        )
+    else:
+        model = load_whole(place, dtype)
+    restore_config(model, {**about, "id2label": labels})
+    trainable = {entry["parameter"] for entry in record.get("blocks", {}).values()}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)
+    return model.eval()
+
+
+def load_whole(folder: Path, dtype: str) -> nn.Module:
+    """A transformers model that was tuned without an adapter."""
+    from transformers import AutoModelForSequenceClassification
+
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{str(folder)!r} holds a posterior but neither an adapter ({ADAPTER_FILE}) nor a "
+            "model (config.json). Pass the one it belongs to: from_pretrained(folder, model=model)."
+        )
+    try:
+        model: nn.Module = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"Could not load the model in {str(folder)!r}: {error}") from error
+    return model
+
+
+def restore_config(model: nn.Module, about: Mapping[str, Any]) -> None:
+    """Names of the labels, the kind of problem and the padding token, as they were."""
+    config = getattr(model, "config", None)
+    labels = about.get("id2label")
+    if config is None or not labels:
+        return
+    config.id2label = labels
+    config.label2id = {name: index for index, name in labels.items()}
+    config.problem_type = about.get("problem_type")
+    if about.get("pad_token_id") is not None:
+        config.pad_token_id = about["pad_token_id"]
+
+
+def base_dtype(model: nn.Module) -> torch.dtype:
+    """That of the first frozen tensor: adapters may be kept in a wider one."""
+    floating = [p for p in model.parameters() if p.is_floating_point()]
+    if not floating:
+        raise ModelError("The model has no floating-point tensor.")
+    return next((p.dtype for p in floating if not p.requires_grad), floating[0].dtype)
+
+
+def save_model(model: nn.Module, folder: Path) -> None:
+    """The model's own files; a module of another library has none, and is passed when loading."""
+    save = getattr(model, "save_pretrained", None)
+    if callable(save):
+        save(str(folder))
+
+
+@contextmanager
+def talking_to_hub(repo_id: str, token: str | None) -> Iterator[HfApi]:
+    """The hub's interface; what it refuses becomes an error that says what to do.
+
+    Raises:
+        CheckpointError: In place of the hub's own errors.
+    """
+    try:
+        yield HfApi(token=token)
+    except (OSError, HFValidationError) as error:
+        raise CheckpointError(
+            f"The hub did not take {repo_id!r}: {first_line(error)} Log in with `hf auth login` or "
+            "pass token=, name a repository you may write to, and unset HF_HUB_OFFLINE. "
+            "save_pretrained(folder) works without the hub."
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def fetch_checkpoint(name: str | Path) -> Path:
+    """A folder as it is, or the local copy of a repository on the hub.
+
+    Raises:
+        CheckpointError: If there is neither.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(str(name)))
+    except (OSError, HFValidationError) as error:
+        raise CheckpointError(
+            f"There is no folder {str(name)!r}, and the hub gave no repository of that name: "
+            f"{first_line(error)}"
+        ) from error
