@@ -2,12 +2,13 @@ r"""The covariance of the outputs at every prior precision, from one pass.
 
 `V(d) = sum_i j_i j_i^T / (l_i + d)` over the coordinates `j_i (K,)` of the Jacobian in the
 curvature's eigenbasis. Summed into logarithmic bins of the eigenvalue, the same sum at any `d`
-costs nothing more, so a search over priors costs one prediction. Within a bin the geometric centre
-stands for `l_i`: with 64 bins the error of `V` is below 1 % where eigenvalues span 12 decades.
+costs nothing more, so a search over priors costs one prediction. The geometric mean of a bin's
+eigenvalues stands for each of them: with 256 bins, measured, `V` is wrong by less than 1 %.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,33 +63,41 @@ class CovarianceSpectrum:
 
 @dataclass(frozen=True)
 class EigenvalueBins:
-    """Logarithmic bins over all positive eigenvalues; bin 0 holds those that are nearly zero."""
+    """Logarithmic bins over all positive eigenvalues; bin 0 holds those that are numerically zero.
+
+    Attributes:
+        centres: `(B,)`, the geometric mean of the eigenvalues in each bin.
+        edges: `(B,)`, the lower edge of bins 1 to `B - 1` and the upper edge of the last.
+    """
 
     centres: Tensor
     edges: Tensor
 
     @classmethod
-    def over(cls, bases: Mapping[str, Eigenbasis], n_bins: int = 64) -> EigenvalueBins:
+    def over(cls, bases: Mapping[str, Eigenbasis], n_bins: int = 256) -> EigenvalueBins:
         """Bins over the eigenvalues of all blocks."""
         values = torch.cat([basis.eigenvalues.flatten().cpu() for basis in bases.values()])
         top = float(values.max().clamp_min(1e-30))
-        bottom = max(
-            float(values[values > 0].min()) if bool((values > 0).any()) else top, top * 1e-12
-        )
+        positive = values[values > top * 1e-12]
+        bottom = float(positive.min()) if len(positive) else top
+        # A little wider than the eigenvalues, so that rounding puts neither end outside.
+        margin = 1e-6
         edges = torch.logspace(
-            torch.tensor(bottom).log10().item(),
-            torch.tensor(top).log10().item() + 1e-6,
-            n_bins,
-            dtype=torch.float64,
+            math.log10(bottom) - margin, math.log10(top) + margin, n_bins, dtype=torch.float64
         )
-        centres = torch.cat([torch.zeros(1, dtype=torch.float64), (edges[1:] * edges[:-1]).sqrt()])
+        bins = cls(edges, edges)
+        member = bins.assign(values)
+        counts = torch.bincount(member, minlength=n_bins)
+        logs = edges.new_zeros(n_bins).index_add_(0, member, values.clamp_min(1e-300).log())
+        centres = torch.where(counts > 0, (logs / counts.clamp_min(1)).exp(), edges)
+        centres[0] = 0
         return cls(centres, edges)
 
     def assign(self, eigenvalues: Tensor) -> Tensor:
         """Bin `(P,)` of each eigenvalue."""
         flat = eigenvalues.double().flatten()
         return torch.bucketize(flat, self.edges.to(flat.device), right=True).clamp_max(
-            len(self.centres) - 1
+            len(self.edges) - 1
         )
 
 
