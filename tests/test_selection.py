@@ -210,7 +210,7 @@ def test_held_out_works_on_a_hybrid():
     "held_out", [[], [(torch.ones(2, 3).double(), torch.tensor([-100, -100]))]]
 )
 def test_held_out_without_a_labelled_row_is_refused(held_out):
-    with pytest.raises(DataError, match="held-out"):
+    with pytest.raises(DataError, match="HeldOut.*no labelled"):
         bayesianize(mlp(3, 2), pairs((4, 3), 2), prior=HeldOut(held_out), progress=False)
 
 
