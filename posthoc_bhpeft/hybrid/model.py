@@ -33,6 +33,13 @@ class HybridModel(BaseTuner):
     tuner_layer_cls = HybridLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (as in peft)
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's output; a call, not `.forward`, so that the model's hooks run.
+
+        Older versions of peft pass the hooks by, and gates find their mask with one.
+        """
+        return self.model(*args, **kwargs)
+
     def _prepare_adapter_config(
         self, peft_config: PeftConfig, model_config: dict[str, Any]
     ) -> PeftConfig:

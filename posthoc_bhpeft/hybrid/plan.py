@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers import __version__
 from transformers.pytorch_utils import Conv1D
 
 from posthoc_bhpeft.errors import PrefixUnsupportedError, TargetError
@@ -276,10 +277,10 @@ def _layer_index(name: str, patterns: list[str] | str | None) -> int | None:
 def _check_attention(name: str, attention: nn.Module) -> None:
     if not takes_prefix(attention) and not hasattr(attention, CHILD):
         raise PrefixUnsupportedError(
-            f"No prefix on {name!r}: {type(attention).__name__} does not compute its attention "
-            "through transformers' attention interface, which is where a prefix enters. Set "
-            "num_virtual_tokens=0 to use LoRA and adapters only, or name attention modules in "
-            "prefix_target_modules."
+            f"No prefix on {name!r}: {type(attention).__name__} of transformers {__version__} does "
+            "not compute its attention through the attention interface, which is where a prefix "
+            "enters. Set num_virtual_tokens=0 to use LoRA and adapters only, or name attention "
+            "modules in prefix_target_modules. Newer versions of transformers may have it."
         )
 
 
