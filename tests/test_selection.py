@@ -210,8 +210,13 @@ def test_held_out_works_on_a_hybrid():
     "held_out", [[], [(torch.ones(2, 3).double(), torch.tensor([-100, -100]))]]
 )
 def test_held_out_without_a_labelled_row_is_refused(held_out):
-    with pytest.raises(DataError, match="HeldOut.*no labelled"):
+    with pytest.raises(DataError, match=r"HeldOut.*no labelled"):
         bayesianize(mlp(3, 2), pairs((4, 3), 2), prior=HeldOut(held_out), progress=False)
+
+
+def test_held_out_that_yields_nothing_is_refused_by_the_rule_itself():
+    with pytest.raises(DataError, match="no labelled"):
+        HeldOut([]).choose(a_fit())
 
 
 def gaussian_rows_nll(bayes, loader):
