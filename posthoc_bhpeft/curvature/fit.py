@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from posthoc_bhpeft.batches import device_of, evaluating, forward, labelled_rows, move, split_batch
-from posthoc_bhpeft.blocks import Block, Engine, Observation, Tape, observing
+from posthoc_bhpeft.blocks import Block, Engine, Tape, observing
 from posthoc_bhpeft.curvature.estimator import Accumulator, Curvature, FittedCurvature
 from posthoc_bhpeft.errors import DataError, NonFiniteError
 from posthoc_bhpeft.likelihood import Likelihood
@@ -101,8 +102,9 @@ def add_batch(
     for index, direction in enumerate(directions):
         for block, seen in tape.observe(outputs, direction, retain=index < last):
             # Zero gradients would do for most structures, but K-FAC counts rows and their inputs.
-            kept = seen if every_row else Observation(seen.rows[keep], seen.columns[keep])
-            sums[block.name].add(kept)
+            if not every_row:
+                seen = replace(seen, rows=seen.rows[keep], columns=seen.columns[keep])
+            sums[block.name].add(seen)
 
 
 def check_finite(name: str, operator: BlockOperator) -> BlockOperator:
