@@ -1,11 +1,14 @@
 """One pass over the data: what is summed, what is left out, what is refused."""
 
+from contextlib import contextmanager
+from dataclasses import replace
+
 import pytest
 import torch
 
-from posthoc_bhpeft.blocks import discover
+from posthoc_bhpeft.blocks import discover, observing
 from posthoc_bhpeft.curvature import KFAC, DenseGGN, DiagonalGGN, KroneckerGGN, fit_curvature
-from posthoc_bhpeft.errors import DataError, NonFiniteError
+from posthoc_bhpeft.errors import ConfigError, DataError, NonFiniteError
 from posthoc_bhpeft.likelihood import Categorical, Gaussian
 from tests.models import mlp, pairs, seeded, targets
 from tests.oracles import dense_ggn, outputs_of
@@ -50,6 +53,27 @@ def test_rows_without_a_label_change_nothing(estimator):
     assert masked.log_likelihood == pytest.approx(plain.log_likelihood, rel=1e-12)
     for name, operator in plain.operators.items():
         assert torch.allclose(masked.operators[name].dense(), operator.dense()), name
+
+
+@contextmanager
+def unfactored(model, blocks):
+    """An engine that knows gradients but not the two sides they are made of."""
+
+    class UnfactoredTape:
+        def observe(self, *args, **kwargs):
+            for block, seen in tape.observe(*args, **kwargs):
+                yield block, replace(seen, factored=False)
+
+    with observing(model, blocks) as tape:
+        yield UnfactoredTape()
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2], [0, -100, 2]])
+def test_kfac_refuses_an_engine_that_does_not_know_the_sides(labels):
+    loader = [(torch.ones(3, 3).double(), torch.tensor(labels))]
+    assert fit(mlp(3, 4, 3), loader, KroneckerGGN(), engine=unfactored).operators
+    with pytest.raises(ConfigError, match=r"KFAC.*KroneckerGGN"):
+        fit(mlp(3, 4, 3), loader, KFAC(), engine=unfactored)
 
 
 def test_dropout_is_off_during_the_fit():
