@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from peft import TaskType, get_peft_model
@@ -168,3 +170,8 @@ def test_other_model_types_with_defaults(kind):
 def test_every_model_type_with_defaults_is_tested():
     tested = {tiny_config(name).model_type for name in families()} | set(OTHERS)
     assert tested == set(model_types())
+
+
+def test_docs_name_every_model_type():
+    page = (Path(__file__).parents[2] / "docs" / "hybrid.md").read_text(encoding="utf-8")
+    assert [kind for kind in model_types() if f"`{kind}`" not in page] == []

@@ -306,3 +306,15 @@ def test_loading_without_the_package_fails_by_name(tmp_path):
     code = "import posthoc_bhpeft; " + code
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_status_reports_of_peft():
+    model = live_hybrid("bert")
+    status = model.get_model_status()
+    assert status.enabled is True
+    assert status.active_adapters == ["default"]
+    assert status.merged_adapters == []
+    assert status.requires_grad == {"default": True}
+    assert status.trainable_params == sum(p.numel() for p in trainable(model).values())
+    kinds = {layer.module_type for layer in model.get_layer_status()}
+    assert kinds == {"HybridLinear", "HybridPrefix", "ModulesToSaveWrapper"}

@@ -8,15 +8,16 @@ import math
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from torch import nn
 from torch.nn import functional
-from transformers import DynamicCache
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, DynamicCache
 
 from posthoc_bhpeft.errors import PrefixUnsupportedError
 from posthoc_bhpeft.hybrid import PrefixKV
-from tests.hybrid.families import EAGER_ONLY, families, tiny_batch, tiny_model
-from tests.hybrid.tools import fresh_hybrid, live_hybrid, logits
+from posthoc_bhpeft.hybrid.attention import prefix_attention
+from tests.hybrid.families import EAGER_ONLY, families, tiny_batch, tiny_config, tiny_model
+from tests.hybrid.tools import enliven, fresh_hybrid, live_hybrid, logits, small_config
 
 PREFIX_ONLY = {"r": 0, "bottleneck_size": 0}
 
@@ -102,21 +103,31 @@ def test_causal_without_a_mask_stays_causal():
     assert not torch.equal(one[:, -1], other[:, -1])
 
 
-def test_generates_the_same_with_and_without_a_cache():
-    from peft import get_peft_model
-    from transformers import AutoModelForCausalLM
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_padding_on_the_left_does_not_matter_with_positions(name):
+    model = live_hybrid(name)
+    batch = tiny_batch(model, labels=False)
+    shifts = (1 - batch["attention_mask"]).sum(1).tolist()
+    left = {
+        key: torch.stack([row.roll(shift) for row, shift in zip(value, shifts, strict=True)])
+        for key, value in batch.items()
+    }
+    left["position_ids"] = (left["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    torch.testing.assert_close(logits(model, left), logits(model, batch), rtol=0, atol=1e-12)
 
-    from tests.hybrid.families import tiny_config
-    from tests.hybrid.tools import enliven, small_config
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "t5", "bart"])
+def test_generates_the_same_with_and_without_a_cache(name):
+    config = tiny_config(name)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    task = "SEQ_2_SEQ_LM" if config.is_encoder_decoder else "CAUSAL_LM"
     torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_config(tiny_config("llama"))
-    model = get_peft_model(base, small_config("llama", task_type="CAUSAL_LM")).eval()
-    enliven(model)
-    ids = tiny_batch(base, padding=False, labels=False)["input_ids"]
+    model = get_peft_model(auto.from_config(config), small_config(name, task_type=task)).eval()
+    enliven(model, spread=0.5)
+    batch = tiny_batch(model, padding=False, labels=False)
     runs = [
-        model.generate(input_ids=ids, max_new_tokens=6, do_sample=False, use_cache=cached)
-        for cached in (True, False)
+        model.generate(**batch, max_new_tokens=6, min_new_tokens=6, do_sample=False, use_cache=on)
+        for on in (True, False)
     ]
     assert torch.equal(runs[0], runs[1])
 
@@ -144,8 +155,6 @@ def test_attention_config_view_is_live():
 
 
 def test_packed_rows_are_refused():
-    from posthoc_bhpeft.hybrid.attention import prefix_attention
-
     attention = live_hybrid("llama").get_base_model().model.layers[0].self_attn
     x = torch.zeros(1, 4, 3, 8, dtype=torch.float64)
     with pytest.raises(PrefixUnsupportedError, match="packed"):
@@ -153,8 +162,6 @@ def test_packed_rows_are_refused():
 
 
 def test_block_masks_are_refused():
-    from posthoc_bhpeft.hybrid.attention import prefix_attention
-
     attention = live_hybrid("llama").get_base_model().model.layers[0].self_attn
     x = torch.zeros(1, 4, 3, 8, dtype=torch.float64)
     with pytest.raises(PrefixUnsupportedError, match="flex attention"):
