@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from posthoc_bhpeft.batches import device_of, evaluating, forward, labelled_rows, move, split_batch
 from posthoc_bhpeft.blocks import Block, Engine, Tape, observing
 from posthoc_bhpeft.curvature.estimator import Accumulator, Curvature, FittedCurvature
-from posthoc_bhpeft.errors import DataError, NonFiniteError
+from posthoc_bhpeft.errors import DataError, ModelError, NonFiniteError
 from posthoc_bhpeft.likelihood import Likelihood
 from posthoc_bhpeft.linalg import BlockOperator
 
@@ -49,6 +49,7 @@ def fit_curvature(
         DataError: If a batch has no labels, or labels that do not fit the outputs.
         NonFiniteError: If outputs or gradients are NaN or infinite.
         DeadBlockError: If a block took no part in a forward pass.
+        ModelError: If the model mixes the rows of a batch.
     """
     sums = {block.name: estimator.accumulator(block) for block in blocks}
     device = device_of(model)
@@ -64,6 +65,8 @@ def fit_curvature(
                 continue
             outputs = forward(model, move(inputs, device))
             likelihood.check_labels(outputs[keep], labels[keep])
+            if n_rows == 0:
+                check_rows_apart(tape, outputs)
             nll = likelihood.nll(outputs.detach()[keep], labels[keep])
             log_likelihood -= float(nll.double().sum())
             n_rows, n_outputs = n_rows + int(keep.sum()), outputs.shape[1]
@@ -105,6 +108,28 @@ def add_batch(
             if not every_row:
                 seen = replace(seen, rows=seen.rows[keep], columns=seen.columns[keep])
             sums[block.name].add(seen)
+
+
+def check_rows_apart(tape: Tape, outputs: Tensor) -> None:
+    """Raise if outputs of the last row depend on what a block computed for another row.
+
+    Gradients a row would be wrong, and their sum right, so that nothing else would tell: rows are
+    mixed by statistics over the batch, or the batch is not the axis that it is taken for.
+
+    Raises:
+        ModelError: Naming the block.
+    """
+    direction = torch.zeros_like(outputs)
+    direction[-1, 0] = 1
+    for block, seen in tape.observe(outputs, direction, retain=True):
+        size = seen.gradient().abs().amax((1, 2))
+        if bool((size[:-1] > 1e-4 * size.max()).any()):
+            raise ModelError(
+                f"Block {block.name!r}: outputs of one row depend on what it computes for other "
+                "rows of the batch, so there is no gradient a row. Freeze its tensors to leave "
+                "them out; if its input has positions first, a batch with fewer rows than "
+                "positions may do."
+            )
 
 
 def check_finite(name: str, operator: BlockOperator) -> BlockOperator:
