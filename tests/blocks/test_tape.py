@@ -2,14 +2,16 @@
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch import nn
+from transformers import LongformerConfig, LongformerForSequenceClassification
 
 from posthoc_bhpeft.blocks import discover, observing
 from posthoc_bhpeft.blocks.tape import concatenate
 from posthoc_bhpeft.errors import DeadBlockError, ModelError
 from tests.contracts import any_direction, check_block, observations
 from tests.hybrid.families import tiny_batch
-from tests.models import Pooled, hybrid, linear, mlp, pairs, seeded
+from tests.models import Pooled, hybrid, linear, mlp, pairs, seeded, wrap
 from tests.oracles import per_sample
 
 
@@ -45,6 +47,45 @@ def test_a_module_that_sees_rows_and_positions_on_one_axis():
     model = Flattened()
     for block in discover(model):
         check_block(model, block, pairs((5, 6, 3), 2)[0])
+
+
+class PositionsFirst(nn.Module):
+    """`(T, N, d)` inside, as in Longformer's attention and in XLNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = linear(3, 4, bias=True), linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.body(x.transpose(0, 1)).tanh().mean(0))
+
+
+@pytest.mark.parametrize("positions", [2, 6, 10])
+def test_a_module_that_sees_positions_first(positions):
+    model = PositionsFirst()
+    for block in discover(model):
+        check_block(model, block, pairs((5, positions, 3), 2)[0])
+
+
+def test_longformer():
+    config = LongformerConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        attention_window=4,
+        max_position_embeddings=40,
+    )
+    with torch.random.fork_rng(devices=[]):
+        model = LongformerForSequenceClassification(config).double()
+    names = ["query", "value"]
+    model = wrap(model, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=names))
+    batch = {"input_ids": torch.randint(3, 50, (4, 8), generator=seeded())}
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    for block in discover(model):
+        if "layer.0" in block.name:
+            check_block(model, block, batch)
 
 
 class Mixing(nn.Module):
@@ -113,6 +154,7 @@ def test_calls_of_a_shared_layer_lie_side_by_side():
     batch = pairs((4, 3), 3)[0]
     (seen,) = observations(model, discover(model), batch, any_direction(model, batch)).values()
     assert seen.rows.shape == (4, 2, 3)
+    check_block(model, discover(model)[0], batch)
     assert concatenate([seen]) is seen
 
 

@@ -8,7 +8,7 @@ import torch
 
 from posthoc_bhpeft.blocks import discover, observing
 from posthoc_bhpeft.curvature import KFAC, DenseGGN, DiagonalGGN, KroneckerGGN, fit_curvature
-from posthoc_bhpeft.errors import ConfigError, DataError, NonFiniteError
+from posthoc_bhpeft.errors import ConfigError, DataError, ModelError, NonFiniteError
 from posthoc_bhpeft.likelihood import Categorical, Gaussian
 from tests.models import mlp, pairs, seeded, targets
 from tests.oracles import dense_ggn, outputs_of
@@ -74,6 +74,42 @@ def test_kfac_refuses_an_engine_that_does_not_know_the_sides(labels):
     assert fit(mlp(3, 4, 3), loader, KroneckerGGN(), engine=unfactored).operators
     with pytest.raises(ConfigError, match=r"KFAC.*KroneckerGGN"):
         fit(mlp(3, 4, 3), loader, KFAC(), engine=unfactored)
+
+
+class BatchCentred(torch.nn.Module):
+    """Subtracts a mean over the batch, as batch normalisation in training does."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = mlp(3, 4), mlp(4, 3)
+
+    def forward(self, x):
+        hidden = self.body(x)
+        return self.head(hidden - hidden.mean(0))
+
+
+class PositionsFirst(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = mlp(3, 4), mlp(4, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x.transpose(0, 1)).tanh().mean(0))
+
+
+def test_a_model_that_mixes_rows_is_refused_by_the_name_of_the_block():
+    with pytest.raises(ModelError, match=r"'body\.0\.weight'.*one row depend.*other rows"):
+        fit(BatchCentred(), pairs((4, 3), 3))
+
+
+def test_positions_first_that_cannot_be_told_from_rows_first_are_refused():
+    assert fit(PositionsFirst(), pairs((4, 5, 3), 3)).n_rows == 8
+    with pytest.raises(ModelError, match="positions first"):
+        fit(PositionsFirst(), pairs((4, 4, 3), 3))
+
+
+def test_a_row_alone_cannot_mix():
+    assert fit(BatchCentred(), pairs((1, 3), 3)).n_rows == 2
 
 
 def test_dropout_is_off_during_the_fit():
