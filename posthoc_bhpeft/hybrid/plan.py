@@ -16,7 +16,13 @@ from posthoc_bhpeft.hybrid.attention import CHILD, config_of, takes_prefix
 from posthoc_bhpeft.hybrid.config import AdapterPlacement, HybridConfig
 from posthoc_bhpeft.hybrid.gates import DECODER, ENCODER, GateMask, TokenMask
 from posthoc_bhpeft.hybrid.relay import Relay
-from posthoc_bhpeft.hybrid.targets import ANY_HEADS, Targets, default_targets, model_types
+from posthoc_bhpeft.hybrid.targets import (
+    ANY_HEADS,
+    READS_ENCODER,
+    Targets,
+    default_targets,
+    model_types,
+)
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,8 @@ def plan_for(model: nn.Module, config: HybridConfig, tokens: TokenMask) -> dict[
         return roles
     two_streams = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
     for name, role in roles.items():
-        stream = DECODER if two_streams and "decoder" in name.split(".") else ENCODER
+        in_decoder = "decoder" in name.split(".") and not re.fullmatch(READS_ENCODER, name)
+        stream = DECODER if two_streams and in_decoder else ENCODER
         roles[name] = replace(role, gate_mask=GateMask(tokens, stream))
     return roles
 

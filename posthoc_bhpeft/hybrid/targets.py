@@ -154,6 +154,9 @@ _BY_MODEL_TYPE: dict[str, DefaultTargets] = {
 #: Heads looked for in a model type without defaults, in the order of a forward pass.
 ANY_HEADS = ("pre_classifier", "classification_head", "classifier", "score", "qa_outputs")
 
+#: Keys and values of cross attention: in the decoder, but computed from the encoder's output.
+READS_ENCODER = r".*\.(EncDecAttention\.[kv]|encoder_attn\.[kv]_proj)"
+
 
 def model_types() -> tuple[str, ...]:
     """The model types with defaults, sorted."""

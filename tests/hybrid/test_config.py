@@ -119,6 +119,14 @@ def test_targets_may_be_a_regular_expression():
     assert ".layer.1." in lora[0]
 
 
+@pytest.mark.parametrize("pattern", ["layer", ["block", "layer"], None])
+def test_layers_are_counted_where_the_pattern_says(pattern):
+    model = fresh_hybrid("bert", layers_to_transform=0, layers_pattern=pattern)
+    ours = [n for n in trainable(model) if "bhpeft_" in n]
+    assert ours
+    assert all(".layer.0." in n for n in ours)
+
+
 def test_lora_on_all_linear_modules():
     model = fresh_hybrid("bert", lora_target_modules="all-linear", adapter_placement="parallel")
     lora = [n for n in trainable(model) if "lora_A" in n]

@@ -7,12 +7,14 @@ import pickle
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import nn
+from transformers import AutoModel
 
 from posthoc_bhpeft.errors import ConfigError, HybridError
 from posthoc_bhpeft.hybrid import HybridConfig
 from posthoc_bhpeft.hybrid.gates import ENCODER, TokenMask
-from tests.hybrid.families import families, tiny_batch, tiny_model
+from tests.hybrid.families import families, tiny_batch, tiny_config, tiny_model
 from tests.hybrid.tools import (
     enliven,
     fresh_hybrid,
@@ -139,3 +141,29 @@ def test_unfitting_mask_is_refused():
 def test_language_modelling_with_gates_is_refused():
     with pytest.raises(ConfigError, match="tokens after it"):
         HybridConfig(task_type="CAUSAL_LM", gates=True)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_decoder_has_its_own_mask(name):
+    config = tiny_config(name)
+    torch.manual_seed(0)
+    base = AutoModel.from_config(config).double()
+    settings = {"task_type": "FEATURE_EXTRACTION", "gates": True}
+    model = get_peft_model(base, small_config(name, **settings)).eval()
+    enliven(model)
+    text = tiny_batch(model, labels=False)
+    answer = tiny_batch(model, positions=6, labels=False, seed=1)
+    both = {**text, **{f"decoder_{key}": value for key, value in answer.items()}}
+    alone = [
+        model(**{k: v[row : row + 1, : _real(both, k, row)] for k, v in both.items()})
+        for row in range(4)
+    ]
+    together = model(**both).last_hidden_state
+    for row, one in enumerate(alone):
+        length = one.last_hidden_state.shape[1]
+        torch.testing.assert_close(together[row : row + 1, :length], one.last_hidden_state)
+
+
+def _real(batch, key, row):
+    mask = "decoder_attention_mask" if key.startswith("decoder") else "attention_mask"
+    return int(batch[mask][row].sum())

@@ -200,6 +200,15 @@ def test_lora_alone_merges(name):
     torch.testing.assert_close(logits(merged, batch), before)
 
 
+def test_disabling_takes_merged_lora_out_again():
+    model = live_hybrid("bert", **LORA_ONLY)
+    batch = tiny_batch(model)
+    model.merge_adapter()
+    with model.disable_adapter():
+        off = logits(model, batch)
+    torch.testing.assert_close(off, logits(tiny_model("bert"), batch))
+
+
 def test_merge_with_nan_is_refused():
     model = live_hybrid("bert", **LORA_ONLY)
     next(p for n, p in trainable(model).items() if "lora_B" in n).data.fill_(float("nan"))

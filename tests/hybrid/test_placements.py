@@ -8,7 +8,7 @@ from peft import get_peft_model
 from torch import nn
 from torch.nn import functional
 
-from posthoc_bhpeft.errors import TargetError
+from posthoc_bhpeft.errors import HybridError, TargetError
 from posthoc_bhpeft.hybrid import AdapterPlacement
 from tests.hybrid.families import families, tiny_batch, tiny_config, tiny_model
 from tests.hybrid.tools import (
@@ -194,3 +194,10 @@ def test_parallel_adapters_sharing_an_input_are_refused():
             adapter_placement="parallel",
             adapter_input_modules=["layer.0.intermediate.dense"],
         )
+
+
+def test_parallel_adapter_without_its_input_says_what_to_do():
+    model = live_hybrid("bert", adapter_placement="parallel")
+    last = model.get_base_model().bert.encoder.layer[0].output.dense
+    with pytest.raises(HybridError, match="adapter_input_modules"):
+        last(torch.zeros(1, 2, 48, dtype=torch.float64))
