@@ -101,11 +101,15 @@ def as_labels(labels: Any) -> Tensor | None:
         tensor = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"The labels of a batch could not be read as numbers: {error}. Give each class a "
-            "number from 0, and every row of a batch equally many labels."
+            f"The labels of a batch are no numbers ({error}), but {str(labels)[:60]}. Give each "
+            "class a number from 0, as ClassLabel and label2id do, and every row equally many "
+            "labels."
         ) from error
     if tensor.dim() == 0:
-        raise DataError(f"The labels of a batch are the single number {tensor.item()!r}, not (N,).")
+        raise DataError(
+            f"The labels of a batch are the single number {tensor.item()!r}. Give one a row: a "
+            "tensor of shape (N,)."
+        )
     return tensor
 
 
@@ -172,12 +176,20 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
             f"{type(model).__name__} does not take this batch ({given}): {error}. Keep only the "
             "columns that the model's forward has (dataset.remove_columns)."
         ) from error
-    except IndexError as error:
+    except (IndexError, RuntimeError) as error:
+        if not isinstance(error, IndexError) and not is_about_sizes(error):
+            raise
         raise DataError(
-            f"{type(model).__name__} looked up something out of range in this batch: {error}. A "
+            f"{type(model).__name__} cannot take the sizes or numbers in this batch: {error}. A "
             "token id is beyond its vocabulary (the tokenizer of another model?), or a text is "
             "longer than its positions (truncation=True, max_length=...)."
         ) from error
+
+
+def is_about_sizes(error: RuntimeError) -> bool:
+    """Whether a model failed on the shape of its inputs, rather than for lack of memory."""
+    texts = ("expanded size", "size of tensor", "shapes cannot be multiplied", "Sizes of tensors")
+    return any(text in str(error) for text in texts)
 
 
 def explain_non_finite(model: nn.Module) -> str:
@@ -185,9 +197,9 @@ def explain_non_finite(model: nn.Module) -> str:
     broken = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
     if broken:
         return (
-            f"The model's outputs are NaN or infinite, and so are {len(broken)} of its tensors, "
-            f"first: {broken[0]!r}. The training diverged or the file is damaged: go back to a "
-            "checkpoint before that, and lower the learning rate."
+            f"The model's outputs are NaN or infinite because its weights are: {len(broken)} of "
+            f"its tensors, first {broken[0]!r}. The training diverged or the file is damaged: go "
+            "back to a checkpoint before that, and lower the learning rate."
         )
     return (
         "The model's outputs are NaN or infinite though its weights are finite. In float16 that is "
@@ -250,8 +262,8 @@ def look_through(
     if n_rows == 0:
         found = f"{n_ignored} rows, all marked {IGNORED}" if n_batches else "no batch at all"
         raise DataError(
-            f"{name} has no labelled row: {found}. The curvature is a sum over labelled data: pass "
-            "the data the model was trained on."
+            f"{name} has no labelled row: {found}. Pass labelled data; for the curvature, which is "
+            "a sum over it, what the model was trained on."
         )
     return LabelSummary(n_rows, n_ignored)
 
@@ -268,18 +280,26 @@ def check_rereadable(loader: Any, name: str) -> None:
         sized = False
     if not sized:
         raise DataError(
-            f"{name} is a {type(loader).__name__}, which is no list of batches that can be read "
-            "more than once. Pass a DataLoader over a dataset with a length, or a list: "
-            "list(batches) for a generator, [batch] for a single batch."
+            f"{name} must be batches that can be counted and read more than once: a DataLoader "
+            f"over a dataset with a length, or a list; got {describe_stream(loader)}. Turn a "
+            "generator into list(batches), and a single batch into [batch]."
         )
+
+
+def describe_stream(loader: Any) -> str:
+    """What was passed in place of a loader."""
+    dataset = getattr(loader, "dataset", None)
+    inside = "" if dataset is None else f" over {type(dataset).__name__}, which has no length"
+    return f"{type(loader).__name__}{inside}"
 
 
 def describe_unlabelled(batch: Any) -> str:
     """What was found in place of labels."""
-    only = sorted(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
+    found = {k: v for k, v in batch.items() if v is not None} if isinstance(batch, Mapping) else {}
+    only = f", only {sorted(map(str, found))}" if found else ""
     return (
-        f"no labels, only {only}. Looked for {', '.join(map(repr, LABEL_NAMES))} in a dict, or a pair "
-        "(inputs, labels). The posterior is fitted on labelled training data."
+        f"no labels{only}. Looked for {', '.join(map(repr, LABEL_NAMES))} in a dict, or a pair "
+        "(inputs, labels). The prior and the curvature are found from labelled data."
     )
 
 

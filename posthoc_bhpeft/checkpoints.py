@@ -318,7 +318,7 @@ def _outputs_in_head(folder: Path) -> int:
             f"{str(folder)!r} has neither {TRAINING_FILE} nor a saved head (modules_to_save), so "
             "the number of classes is not known. Was the adapter trained with task_type='SEQ_CLS'?"
         )
-    return min(sides)
+    return int(min(sides))
 
 
 def _looks_like_path(name: str) -> bool:

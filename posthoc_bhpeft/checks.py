@@ -51,10 +51,17 @@ def check_arguments(model: Any, **settings: Any) -> None:
     for name, value in settings.items():
         method, example = ROLES[name]
         if isinstance(value, type) or not hasattr(value, method):
+            hint = f" For a fixed number: FixedPrecision({value})." if is_number(value) else ""
+            hint = f" For a fixed number: FixedPrecision({value})." if is_number(value) else ""
             raise ConfigError(
                 f"{name}={value!r} is not a {name}: an object with the method {method}() is "
-                f"needed, such as {name}={example} (with its parentheses)."
+                f"needed, such as {name}={example} (with its parentheses).{hint}"
             )
+
+
+def is_number(value: Any) -> bool:
+    """Whether a setting is a bare number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_wrapper(model: nn.Module, attribute: str) -> bool:

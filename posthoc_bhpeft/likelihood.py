@@ -198,7 +198,11 @@ def check_class_labels(labels: Tensor, n_classes: int) -> None:
             "likelihood=Gaussian(), for multi-label targets likelihood=Bernoulli()."
         )
     if labels.dim() != 1:
-        raise DataError(f"Class labels must have shape (N,), got {tuple(labels.shape)}.")
+        raise DataError(
+            f"Class labels must have shape (N,), got {tuple(labels.shape)}. Call "
+            "labels.squeeze(-1), or pass likelihood=Bernoulli() if each row has several yes-or-no "
+            "labels."
+        )
     wrong = (labels < 0) | (labels >= n_classes)
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])

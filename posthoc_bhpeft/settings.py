@@ -23,9 +23,9 @@ from posthoc_bhpeft.errors import CheckpointError
 from posthoc_bhpeft.likelihood import Bernoulli, Categorical, Gaussian
 from posthoc_bhpeft.predictive import (
     MAP,
-    ClassPreserving,
     LaplaceBridge,
     Linearized,
+    LogOdds,
     MonteCarlo,
     Probit,
     Sampled,
@@ -35,7 +35,6 @@ SETTINGS: tuple[type, ...] = (
     Auto,
     Bernoulli,
     Categorical,
-    ClassPreserving,
     Contrasts,
     DenseGGN,
     DiagonalGGN,
@@ -46,6 +45,7 @@ SETTINGS: tuple[type, ...] = (
     KroneckerGGN,
     LaplaceBridge,
     Linearized,
+    LogOdds,
     MAP,
     MonteCarlo,
     Probit,

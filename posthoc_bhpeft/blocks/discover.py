@@ -46,7 +46,8 @@ def discover(
         raise NothingTrainableError(
             "No tensor of the model requires a gradient, so there is nothing to be uncertain "
             "about. Load the adapter with is_trainable=True, or wrap the model with get_peft_model "
-            "first." + describe_frozen_prefix(model)
+            "first; after merge_and_unload() there is no adapter any more."
+            + describe_frozen_prefix(model)
         )
     blocks = tuple(
         block

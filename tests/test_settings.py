@@ -1,0 +1,85 @@
+"""Settings as JSON: every public one comes back equal, strangers are told apart."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from posthoc_bhpeft import (
+    KFAC,
+    MAP,
+    Auto,
+    Bernoulli,
+    Categorical,
+    Contrasts,
+    DenseGGN,
+    DiagonalGGN,
+    EmpiricalFisher,
+    Exact,
+    Gaussian,
+    KroneckerGGN,
+    LaplaceBridge,
+    Linearized,
+    LogOdds,
+    MonteCarlo,
+    Probit,
+    RandomSigns,
+    Sampled,
+)
+from posthoc_bhpeft.errors import CheckpointError
+from posthoc_bhpeft.settings import SETTINGS, decode, encode
+
+VALUES = [
+    KFAC(reduce=True, directions=RandomSigns(3)),
+    MAP(),
+    Auto(max_passes=5),
+    Bernoulli(),
+    Categorical(),
+    LogOdds(),
+    Contrasts(),
+    DenseGGN(max_size=7),
+    DiagonalGGN(Exact()),
+    EmpiricalFisher(),
+    Exact(),
+    Gaussian(0.25),
+    Gaussian(),
+    KroneckerGGN(Contrasts()),
+    LaplaceBridge(),
+    Linearized(MonteCarlo(9, seed=1), centred=False),
+    MonteCarlo(3),
+    Probit(),
+    RandomSigns(2),
+    Sampled(5, seed=2),
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_round_trip_through_json(value: Any) -> None:
+    assert decode(json.loads(json.dumps(encode(value)))) == value
+
+
+def test_every_setting_is_tried() -> None:
+    assert {type(value) for value in VALUES} == set(SETTINGS)
+
+
+@dataclass(frozen=True)
+class Homemade:
+    """A setting of a user's own."""
+
+    depth: int = 3
+
+
+@pytest.mark.parametrize("value", [Homemade(), object(), Homemade], ids=repr)
+def test_a_strangers_setting_is_written_but_not_made_up(value: Any) -> None:
+    content = json.loads(json.dumps(encode(value)))
+    with pytest.raises(CheckpointError, match=r"predictive=\.\.\."):
+        decode(content)
+    assert decode(content, strict=False) == content
+
+
+def test_a_field_of_another_version() -> None:
+    with pytest.raises(CheckpointError, match="colour"):
+        decode({"type": "Probit", "colour": "red"})
