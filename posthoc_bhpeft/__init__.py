@@ -19,9 +19,9 @@ from posthoc_bhpeft.likelihood import Bernoulli, Categorical, Gaussian
 from posthoc_bhpeft.posterior import Posterior
 from posthoc_bhpeft.predictive import (
     MAP,
-    ClassPreserving,
     LaplaceBridge,
     Linearized,
+    LogOdds,
     MonteCarlo,
     Prediction,
     Probit,
@@ -34,7 +34,7 @@ from posthoc_bhpeft.selection import (
     HeldOut,
     MarginalLikelihood,
     PriorRule,
-    VisibleMovement,
+    VisiblePrecision,
 )
 
 __all__ = [
@@ -47,7 +47,6 @@ __all__ = [
     "BhpeftError",
     "Block",
     "Categorical",
-    "ClassPreserving",
     "Contrasts",
     "DenseGGN",
     "DiagonalGGN",
@@ -64,6 +63,7 @@ __all__ = [
     "KroneckerGGN",
     "LaplaceBridge",
     "Linearized",
+    "LogOdds",
     "MarginalLikelihood",
     "MonteCarlo",
     "Posterior",
@@ -73,7 +73,7 @@ __all__ = [
     "Probit",
     "RandomSigns",
     "Sampled",
-    "VisibleMovement",
+    "VisiblePrecision",
     "bayesianize",
     "discover",
     "observing",

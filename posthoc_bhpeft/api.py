@@ -27,8 +27,8 @@ from posthoc_bhpeft.likelihood import Categorical, Gaussian, Likelihood
 from posthoc_bhpeft.matching import check_weights
 from posthoc_bhpeft.memory import check_memory, explaining_memory
 from posthoc_bhpeft.posterior import Posterior, read_weights
-from posthoc_bhpeft.predictive import Linearized, Prediction
-from posthoc_bhpeft.predictive.spectrum import covariance_spectra
+from posthoc_bhpeft.predictive import Linearized, Link, Prediction
+from posthoc_bhpeft.predictive.spectrum import CovarianceSpectrum, covariance_spectra
 from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.progress import track
 from posthoc_bhpeft.rebuild import (
@@ -39,7 +39,7 @@ from posthoc_bhpeft.rebuild import (
     talking_to_hub,
 )
 from posthoc_bhpeft.saving import SavedPosterior, load_posterior, read_record, save_posterior
-from posthoc_bhpeft.selection import HeldOut, LaplaceFit, PriorChoice, PriorRule, VisibleMovement
+from posthoc_bhpeft.selection import HeldOut, LaplaceFit, PriorChoice, PriorRule, VisiblePrecision
 
 
 class Predictive(Protocol):
@@ -58,7 +58,7 @@ def bayesianize(
     *,
     likelihood: Likelihood = Categorical(),
     curvature: Curvature = KroneckerGGN(),
-    prior: PriorRule = VisibleMovement(),
+    prior: PriorRule = VisiblePrecision(),
     predictive: Predictive = Linearized(),
     engine: Engine = observing,
     generator: torch.Generator | None = None,
@@ -114,10 +114,10 @@ def bayesianize(
             progress=lambda batches: track(batches, "Curvature", len(loader), progress),
         )
 
-        def spectra(batches: Loader) -> Iterable[Any]:
+        def spectra(batches: Loader, link: Link) -> Iterable[CovarianceSpectrum]:
             shown = track(batches, "Prior", len(batches), progress)
             return covariance_spectra(
-                model, blocks, posterior.bases, likelihood, shown, engine=engine
+                model, blocks, posterior.bases, likelihood, shown, link=link, engine=engine
             )
 
         posterior = unit_posterior(model, blocks, fitted)

@@ -58,9 +58,14 @@ def check_weights(model: nn.Module, blocks: Sequence[Block], mean: Mapping[str, 
 
 
 def frozen_samples(model: nn.Module) -> dict[str, Tensor]:
-    """A few evenly spaced numbers of each frozen tensor, float32 on the CPU."""
+    """A few evenly spaced numbers of each frozen tensor, float32 on the CPU.
+
+    A head that peft's `modules_to_save` replaced is left out: it is random and takes no part.
+    """
     samples = {}
     for name, parameter in model.named_parameters():
+        if ".original_module." in name:
+            continue
         if parameter.requires_grad or not parameter.is_floating_point() or not parameter.numel():
             continue
         flat = parameter.detach().flatten()

@@ -5,11 +5,12 @@ A rule is one dataclass with one method; write your own and pass it as `prior=`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,9 @@ from posthoc_bhpeft.evidence import (
     best_precision,
     best_visible_precision,
 )
+from posthoc_bhpeft.jackknife import guarded_precision
 from posthoc_bhpeft.likelihood import Bernoulli, Gaussian, Likelihood
-from posthoc_bhpeft.predictive.links import ClassPreserving, Link
+from posthoc_bhpeft.predictive.links import Link, LogOdds
 from posthoc_bhpeft.predictive.spectrum import CovarianceSpectrum
 
 
@@ -52,13 +54,13 @@ class LaplaceFit:
     Attributes:
         evidence: Eigenvalues, movements and log likelihood.
         likelihood: Of the labels given outputs.
-        spectra: Covariance spectra of the batches of a loader; one prediction's cost.
+        spectra: Covariance spectra of batches, as a link needs them; one prediction's cost.
         training: The loader the curvature was fitted on.
     """
 
     evidence: LaplaceEvidence
     likelihood: Likelihood
-    spectra: Callable[[Loader], Iterable[CovarianceSpectrum]]
+    spectra: Callable[[Loader, Link], Iterable[CovarianceSpectrum]]
     training: Loader
 
 
@@ -137,28 +139,51 @@ class MarginalLikelihood(PriorRule):
 
 
 @dataclass(frozen=True)
-class VisibleMovement(PriorRule):
-    """The evidence's fixed point, counting only the movement of the weights that the data can see.
+class VisiblePrecision(PriorRule):
+    """The default: a prior as wide as the weights that the data see, and no wider than they allow.
 
-    `d = gamma(d) / v(d)`: see `evidence.best_visible_precision`.
+    Two steps, neither of which needs a held-out row:
+
+    1. The *visible precision* `1 / d = sum_i s_i z_i^2 / sum_i s_i`, `s_i = l_i / (l_i + d)`: the
+       prior variance is the mean square of the weights, each counted as far as the data determine
+       it. It is MacKay's fixed point without the drift that gradient noise leaves in directions
+       the data cannot see (`evidence.best_visible_precision`).
+    2. The *jackknife guard*: the precision is raised as far as the training rows ask, each judged
+       by the model without it (`jackknife.guarded_precision`). It can only move predictions
+       towards those of the trained model; it is what keeps an accurate network from being made
+       unsure of itself.
 
     Args:
-        per: Which blocks share a precision.
+        guarded: Take the second step, which costs one more pass over the guard rows.
+        guard_rows: Use at most about so many, evenly spread over the training data.
     """
 
-    per: Grouping = Grouping.MODEL
+    guarded: bool = True
+    guard_rows: int = 2048
 
     def choose(self, fit: LaplaceFit) -> PriorChoice:
-        """The precisions at the fixed point."""
+        """The visible precision, raised by the guard in classification."""
         precision, noise = with_noise(
-            fit.evidence, lambda evidence: by_group(evidence, self.per, best_visible_precision)
+            fit.evidence,
+            lambda evidence: by_group(evidence, Grouping.MODEL, best_visible_precision),
         )
         evidence = fit.evidence.at_noise(noise) if noise else fit.evidence
+        visible = next(iter(precision.values()))
+        gamma = sum(evidence.effective_parameters(precision).values())
         reason = (
-            "Prior precision by the movement of the weights that the data can see, one a "
-            f"{self.per.value}: {describe(precision, evidence, self.per)}. "
-            f"{sum(evidence.effective_parameters(precision).values()):.0f} effective parameters."
+            f"Prior precision {visible:.3g}: the {gamma:.0f} effective parameters that "
+            f"{evidence.n_rows} rows determine have a mean square of {1 / visible:.2g}."
         )
+        if self.guarded and not isinstance(fit.likelihood, Gaussian):
+            rows = spread(fit.training, self.guard_rows, evidence.n_rows)
+            chosen = guarded_precision(fit.likelihood, fit.spectra(rows, LogOdds()), visible)
+            precision = dict.fromkeys(precision, chosen)
+            reason += (
+                f" Raised to {chosen:.3g}, because training rows, each judged without itself, were "
+                "predicted better by a surer model."
+                if chosen > visible
+                else " Training rows, each judged without itself, ask for no surer model."
+            )
         return PriorChoice(precision, reason, noise)
 
 
@@ -176,7 +201,7 @@ class HeldOut(PriorRule):
     """
 
     loader: Loader = field(repr=False)
-    link: Link = field(default_factory=ClassPreserving)
+    link: Link = field(default_factory=LogOdds)
     candidates: Sequence[float] = tuple(10 ** (k / 4) for k in range(-16, 33))
 
     def choose(self, fit: LaplaceFit) -> PriorChoice:
@@ -190,7 +215,7 @@ class HeldOut(PriorRule):
         candidates = (*sorted(self.candidates), HIGHEST)
         total = torch.zeros(len(candidates), dtype=torch.float64)
         n_rows = 0
-        for spectrum in fit.spectra(self.loader):
+        for spectrum in fit.spectra(self.loader, self.link):
             total += torch.stack(
                 [
                     predictive_nll(likelihood, self.link, spectrum, d, noise or 1.0)
@@ -208,6 +233,12 @@ class HeldOut(PriorRule):
         )
         precision = dict.fromkeys(fit.evidence.spectra, candidates[best])
         return PriorChoice(precision, reason, noise)
+
+
+def spread(loader: Loader, wanted: int, n_rows: int) -> list[Any]:
+    """Batches of a loader with about `wanted` of its `n_rows` rows, evenly spread over it."""
+    step = max(round(n_rows / wanted), 1)
+    return list(itertools.islice(loader, 0, None, step))
 
 
 def by_group(

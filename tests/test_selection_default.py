@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from posthoc_bhpeft import bayesianize
 from posthoc_bhpeft.blocks import Kind
 from posthoc_bhpeft.evidence import BlockSpectrum, LaplaceEvidence, best_visible_precision
 from posthoc_bhpeft.likelihood import Categorical
-from posthoc_bhpeft.selection import Grouping, LaplaceFit, MarginalLikelihood, VisibleMovement
+from posthoc_bhpeft.selection import LaplaceFit, MarginalLikelihood, VisiblePrecision, spread
+from tests.models import mlp, pairs
 
 
 def spectrum(eigenvalues, movement, kind=Kind.LORA):
@@ -20,7 +22,7 @@ def spectrum(eigenvalues, movement, kind=Kind.LORA):
 def a_fit(*spectra):
     named = {f"block {index}": one for index, one in enumerate(spectra)}
     evidence = LaplaceEvidence(named, -10.0, 20, 3)
-    return LaplaceFit(evidence, Categorical(), lambda loader: iter(()), [])
+    return LaplaceFit(evidence, Categorical(), lambda loader, link: iter(()), [])
 
 
 def test_with_equal_eigenvalues_it_is_one_over_the_mean_square_movement():
@@ -42,13 +44,23 @@ def test_it_is_the_fixed_point_of_effective_parameters_over_visible_movement():
 
 def test_with_drift_it_is_narrower_than_plain_evidence():
     fit = a_fit(spectrum([5.0, 1.0, 0.001], [0.3, 0.2, 20.0]))
-    visible = VisibleMovement().choose(fit).precision["block 0"]
+    visible = VisiblePrecision(guarded=False).choose(fit).precision["block 0"]
     assert visible > MarginalLikelihood().choose(fit).precision["block 0"]
 
 
-def test_one_precision_a_kind():
-    fit = a_fit(spectrum([2.0] * 2, [1.0, 1]), spectrum([2.0] * 2, [4.0, 4], Kind.PREFIX))
-    choice = VisibleMovement(Grouping.KIND).choose(fit)
-    assert choice.precision == pytest.approx({"block 0": 1.0, "block 1": 0.25})
-    assert "lora 1" in choice.reason
-    assert "prefix 0.25" in choice.reason
+def test_the_guard_never_lowers_the_precision_and_is_explained():
+    model, loader = mlp(3, 4, 3), pairs((6, 3), 3)
+    plain = bayesianize(model, loader, prior=VisiblePrecision(guarded=False), progress=False)
+    guarded = bayesianize(model, loader, progress=False)
+    before = set(plain.posterior.prior.precision.values())
+    after = set(guarded.posterior.prior.precision.values())
+    assert len(before) == len(after) == 1
+    assert after.pop() >= before.pop()
+    assert "judged without itself" in guarded.reason
+
+
+def test_batches_of_the_guard_are_spread_over_the_loader():
+    batches = [[row] for row in range(100)]
+    chosen = [batch[0] for batch in spread(batches, 10, 100)]
+    assert chosen == list(range(0, 100, 10))
+    assert len(spread(batches, 1000, 100)) == 100

@@ -2,9 +2,9 @@
 
 from posthoc_bhpeft.predictive.linearized import Linearized, projected_jacobian
 from posthoc_bhpeft.predictive.links import (
-    ClassPreserving,
     LaplaceBridge,
     Link,
+    LogOdds,
     MonteCarlo,
     Probit,
 )
@@ -13,10 +13,10 @@ from posthoc_bhpeft.predictive.sampled import MAP, Sampled
 
 __all__ = [
     "MAP",
-    "ClassPreserving",
     "LaplaceBridge",
     "Linearized",
     "Link",
+    "LogOdds",
     "MonteCarlo",
     "Prediction",
     "Probit",

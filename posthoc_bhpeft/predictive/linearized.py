@@ -10,17 +10,17 @@ the eigenbasis of its curvature, where the posterior covariance is diagonal.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from posthoc_bhpeft.batches import Inputs, device_of, evaluating, forward, move
 from posthoc_bhpeft.blocks import Block, Engine, Tape, observing
-from posthoc_bhpeft.likelihood import Likelihood
+from posthoc_bhpeft.likelihood import Categorical, Likelihood
 from posthoc_bhpeft.linalg import Eigenbasis
 from posthoc_bhpeft.posterior import Posterior
-from posthoc_bhpeft.predictive.links import ClassPreserving, Link
+from posthoc_bhpeft.predictive.links import Link, LogOdds
 from posthoc_bhpeft.predictive.prediction import Prediction
 from posthoc_bhpeft.predictive.uncertainty import predict_gaussian_outputs
 
@@ -34,10 +34,14 @@ class Linearized:
         centred: Take the covariance of the centred logits, by `C - 1` backward passes. A softmax
             does not change when all its logits move together, so nothing is lost; with `False`
             the covariance is of the logits themselves, by `C` passes, as laplace-torch has it.
+        max_passes: Where the covariance would need more backward passes than this and the link
+            needs the variance in one direction only, take just that: the same probabilities by
+            one pass, and no `covariance` in the prediction.
     """
 
-    link: Link = field(default_factory=ClassPreserving)
+    link: Link = field(default_factory=LogOdds)
     centred: bool = True
+    max_passes: int = 3
 
     def predict(
         self,
@@ -63,21 +67,38 @@ class Linearized:
         device = device_of(model)
         with evaluating(model), engine(model, posterior.blocks) as tape:
             outputs = forward(model, move(inputs, device))
-            contrasts = self.output_directions(likelihood, outputs)
+            directions, complete = self.output_directions(likelihood, outputs.detach())
             scales = {block.name: posterior.variances(block).sqrt() for block in posterior.blocks}
             jacobian = projected_jacobian(
-                tape, posterior.blocks, posterior.bases, outputs, contrasts, scales
+                tape, posterior.blocks, posterior.bases, outputs, directions, scales
             )
         small = jacobian @ jacobian.transpose(1, 2)  # (N, K, K)
-        covariance = contrasts @ small.to(contrasts) @ contrasts.T
-        return predict_gaussian_outputs(likelihood, outputs.detach(), covariance, self.link)
+        covariance = directions @ small.to(directions) @ directions.transpose(1, 2)
+        prediction = predict_gaussian_outputs(likelihood, outputs.detach(), covariance, self.link)
+        return prediction if complete else replace(prediction, covariance=None)
 
-    def output_directions(self, likelihood: Likelihood, outputs: Tensor) -> Tensor:
-        """Orthonormal output directions `(C, K)` that the covariance is taken in."""
-        n_outputs = outputs.shape[-1]
-        if self.centred:
-            return likelihood.contrasts(n_outputs).to(outputs)
-        return torch.eye(n_outputs, dtype=outputs.dtype, device=outputs.device)
+    def output_directions(self, likelihood: Likelihood, outputs: Tensor) -> tuple[Tensor, bool]:
+        """Orthonormal directions `(N, C, K)`, and whether they hold the whole covariance."""
+        if not self.centred:
+            identity = torch.eye(outputs.shape[-1], dtype=outputs.dtype, device=outputs.device)
+            return identity.expand(len(outputs), -1, -1), True
+        contrasts = contrast_directions(likelihood, outputs)
+        fewest = fewest_directions(likelihood, outputs, self.link)
+        if contrasts.shape[2] > self.max_passes and fewest.shape[2] < contrasts.shape[2]:
+            return fewest, False
+        return contrasts, True
+
+
+def contrast_directions(likelihood: Likelihood, outputs: Tensor) -> Tensor:
+    """The likelihood's contrasts for every row, `(N, C, K)`: all that a prediction can feel."""
+    contrasts = likelihood.contrasts(outputs.shape[-1]).to(outputs)
+    return contrasts.expand(len(outputs), -1, -1)
+
+
+def fewest_directions(likelihood: Likelihood, outputs: Tensor, link: Link) -> Tensor:
+    """The directions `(N, C, K)` that a link's probabilities depend on: one, or the contrasts."""
+    one = link.direction(outputs) if isinstance(likelihood, Categorical) else None
+    return contrast_directions(likelihood, outputs) if one is None else one.unsqueeze(-1)
 
 
 def projected_jacobian(
@@ -95,20 +116,20 @@ def projected_jacobian(
         blocks: All blocks, in the tape's order.
         bases: Eigenbasis of each block.
         outputs: `(N, C)`.
-        directions: `(C, K)`; one backward pass a column.
+        directions: `(N, C, K)`; one backward pass for each `k`.
         scales: `(p, q)` of each block, multiplied into its coordinates; such as standard
             deviations.
 
     Returns:
         `(N, K, P)` with `P` the number of weights of all blocks.
     """
-    n_rows, n_directions = len(outputs), directions.shape[1]
+    n_rows, _, n_directions = directions.shape
     size = sum(block.size for block in blocks)
     jacobian = outputs.new_empty(n_rows, n_directions, size)
     for k in range(n_directions):
-        direction = directions[:, k].expand_as(outputs)
         start = 0
-        for block, seen in tape.observe(outputs, direction, retain=k < n_directions - 1):
+        retain = k < n_directions - 1
+        for block, seen in tape.observe(outputs, directions[..., k], retain=retain):
             coordinates = bases[block.name].project(seen.gradient())
             if scales is not None:
                 coordinates = coordinates * scales[block.name].to(coordinates)

@@ -1,7 +1,7 @@
 r"""Links: from Gaussian outputs `N(f, V)` to probabilities.
 
 The softmax of a Gaussian has no closed-form mean. Each link below is one way to take it;
-`ClassPreserving` never changes which class is the most probable.
+`LogOdds`, the default, never changes which class is the most probable.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from posthoc_bhpeft.errors import ConfigError
@@ -25,6 +27,22 @@ class Link(Protocol):
     def softmax(self, mean: Tensor, covariance: Tensor) -> Tensor:
         """Expected class probabilities `(N, C)` of logits `N(mean, covariance (N, C, C))`."""
         ...
+
+    def direction(self, mean: Tensor) -> Tensor | None:
+        """The one direction `(N, C)`, of unit length, whose variance `softmax` needs.
+
+        `None` where it needs the whole covariance.
+        """
+        return None
+
+    def information(self, mean: Tensor, covariance: Tensor) -> Tensor:
+        """Mutual information `(N,)` in nats of label and weights: the epistemic uncertainty.
+
+        `H[E softmax(f)] - E H[softmax(f)]` by Monte Carlo (Houlsby et al. 2011,
+        https://arxiv.org/abs/1112.5745).
+        """
+        draws = MonteCarlo(256).draw(mean, covariance).softmax(-1)
+        return (entropy(draws.mean(0)) - entropy(draws).mean(0)).clamp_min(0)
 
     def sigmoid(self, mean: Tensor, variance: Tensor) -> Tensor:
         """Expected probabilities `(N, C)` of independent answers, of logits `N(mean, variance)`."""
@@ -101,34 +119,83 @@ class LaplaceBridge(Link):
 
 
 @dataclass(frozen=True)
-class ClassPreserving(Link):
-    """`softmax(k_n f_n)` with one scale a row, so the most probable class stays what it was.
+class LogOdds(Link):
+    r"""One dimension: the log-odds of the predicted class against all others.
 
-    `k_n = 1 / sqrt(1 + pi/8 v_n)`, `v_n = sum_c w_c Var(f_c - f_m)` over the classes `c != m`,
-    where `m` is the most probable class and `w_c` are the other classes' probabilities, normalised.
-    For two classes this is MacKay's probit approximation exactly. Sampling a softmax can flip the
-    predicted class where variances differ between classes; measured, that cost up to 3 points
-    of accuracy.
+        M = f_m - log sum_{c != m} exp f_c,   a = dM/df = e_m - w,   v = a^T V a,
+        P(m) = sigmoid(M / sqrt(1 + pi/8 v)),   P(c) = (1 - P(m)) w_c
+
+    with `m` the most probable class and `w` the other classes' probabilities, normalised. For two
+    classes this is MacKay's (1992) probit approximation exactly. The most probable class stays what
+    it was, and is never more probable than the network says: rows with `M <= 0` are left alone.
+
+    The variance of one direction a row is enough, so a prediction costs one backward pass whatever
+    the number of classes. And with more than two classes it is the sharper link: Monte Carlo and
+    multi-class probit soften classes that are far away as much as the runner-up, and sampling flips
+    the predicted class where variances differ between classes.
     """
 
     def softmax(self, mean: Tensor, covariance: Tensor) -> Tensor:
-        variance = contrast_variance(mean, covariance)
-        scale = 1 / torch.sqrt(1 + PROBIT * variance)
-        return (mean * scale.unsqueeze(-1)).softmax(-1)
+        margin, variance = self.margin(mean), self.variance(mean, covariance)
+        best = mean.argmax(-1, keepdim=True)
+        top = confidence(margin, variance).unsqueeze(-1)
+        return (other_classes(mean) * (1 - top)).scatter(-1, best, top)
 
     def sigmoid(self, mean: Tensor, variance: Tensor) -> Tensor:
         return Probit().sigmoid(mean, variance)
 
+    def direction(self, mean: Tensor) -> Tensor:
+        return F.normalize(self.gradient(mean), dim=-1)
 
-def contrast_variance(mean: Tensor, covariance: Tensor) -> Tensor:
-    """`sum_c w_c Var(f_c - f_m)` of `ClassPreserving`, `(N,)`."""
-    best = mean.argmax(-1, keepdim=True)
-    diagonal = covariance.diagonal(dim1=-2, dim2=-1)
-    with_best = covariance.gather(-1, best.unsqueeze(-2).expand(-1, mean.shape[-1], 1)).squeeze(-1)
-    differences = diagonal + diagonal.gather(-1, best) - 2 * with_best
-    others = mean.scatter(-1, best, -torch.inf).softmax(-1)
-    variance: Tensor = (others * differences).sum(-1).clamp_min(0)
-    return variance
+    def information(self, mean: Tensor, covariance: Tensor) -> Tensor:
+        # The other classes share what is left in fixed proportions, so only the binary part counts.
+        margin, deviation = self.margin(mean), self.variance(mean, covariance).sqrt()
+        nodes, weights = np.polynomial.hermite_e.hermegauss(32)
+        points = torch.as_tensor(nodes, dtype=torch.float64, device=mean.device)
+        share = torch.as_tensor(weights / weights.sum(), device=mean.device)
+        each = (margin.double()[:, None] + deviation.double()[:, None] * points).sigmoid()
+        expected = binary_entropy(each @ share)
+        return (expected - binary_entropy(each) @ share).clamp_min(0).to(mean)
+
+    @staticmethod
+    def margin(mean: Tensor) -> Tensor:
+        """`M`, the log-odds of the most probable class, `(N,)`."""
+        best = mean.argmax(-1, keepdim=True)
+        others = mean.scatter(-1, best, -torch.inf)
+        return mean.gather(-1, best).squeeze(-1) - others.logsumexp(-1)
+
+    @staticmethod
+    def gradient(mean: Tensor) -> Tensor:
+        """`a = e_m - w`, the gradient of the margin in the logits, `(N, C)`."""
+        return (-other_classes(mean)).scatter(-1, mean.argmax(-1, keepdim=True), 1.0)
+
+    @staticmethod
+    def variance(mean: Tensor, covariance: Tensor) -> Tensor:
+        """`v = a^T V a`, the variance of the margin, `(N,)`."""
+        gradient = LogOdds.gradient(mean)
+        return torch.einsum("nc,nck,nk->n", gradient, covariance, gradient).clamp_min(0)
+
+
+def confidence(margin: Tensor, variance: Tensor) -> Tensor:
+    """`sigmoid(M / sqrt(1 + pi/8 v))`, but never above `sigmoid(M)`: only a majority is softened."""
+    softened = (margin / torch.sqrt(1 + PROBIT * variance)).sigmoid()
+    return torch.minimum(softened, margin.sigmoid())
+
+
+def other_classes(mean: Tensor) -> Tensor:
+    """Probabilities `(N, C)` given that it is not the most probable class, which gets 0."""
+    return mean.scatter(-1, mean.argmax(-1, keepdim=True), -torch.inf).softmax(-1)
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """`-sum_c p_c log p_c` over the last axis, in nats."""
+    surprise: Tensor = torch.special.xlogy(probabilities, probabilities)
+    return -surprise.sum(-1)
+
+
+def binary_entropy(probabilities: Tensor) -> Tensor:
+    """Entropy of each yes-or-no answer, in nats."""
+    return entropy(torch.stack([probabilities, 1 - probabilities], -1))
 
 
 def matrix_root(covariance: Tensor) -> Tensor:

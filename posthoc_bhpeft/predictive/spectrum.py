@@ -28,7 +28,12 @@ from posthoc_bhpeft.blocks import Block, Engine, observing
 from posthoc_bhpeft.errors import DataError
 from posthoc_bhpeft.likelihood import Likelihood
 from posthoc_bhpeft.linalg import Eigenbasis
-from posthoc_bhpeft.predictive.linearized import projected_jacobian
+from posthoc_bhpeft.predictive.linearized import (
+    contrast_directions,
+    fewest_directions,
+    projected_jacobian,
+)
+from posthoc_bhpeft.predictive.links import Link
 
 
 @dataclass(frozen=True)
@@ -38,19 +43,19 @@ class CovarianceSpectrum:
     Attributes:
         outputs: `(N, C)` at the trained weights.
         labels: `(N, ...)`.
-        contrasts: `(C, K)` orthonormal directions.
+        directions: `(N, C, K)`, orthonormal: the contrasts, or the one that the link needs.
         centres: `(B,)` eigenvalue that stands for a bin.
         energies: `(B, N, K, K)`, the sum of `j_i j_i^T` within a bin.
     """
 
     outputs: Tensor
     labels: Tensor
-    contrasts: Tensor
+    directions: Tensor
     centres: Tensor
     energies: Tensor
 
     def at(self, precision: float, noise_variance: float = 1.0) -> Tensor:
-        """Covariance `(N, C, C)` of the outputs for one prior precision of all blocks.
+        """Covariance `(N, C, C)` of the outputs, along `directions`, for one prior precision.
 
         Args:
             precision: Of the prior.
@@ -58,7 +63,7 @@ class CovarianceSpectrum:
         """
         weights = (1 / (self.centres / noise_variance + precision)).to(self.energies)
         small = torch.einsum("b,bnkl->nkl", weights, self.energies)
-        return self.contrasts @ small @ self.contrasts.T
+        return self.directions @ small @ self.directions.transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,7 @@ def covariance_spectra(
     likelihood: Likelihood,
     batches: Iterable[Any],
     *,
+    link: Link | None = None,
     engine: Engine = observing,
 ) -> Iterator[CovarianceSpectrum]:
     """Spectra of the labelled rows of each batch, one batch at a time.
@@ -118,6 +124,7 @@ def covariance_spectra(
         bases: Eigenbasis of each block's curvature.
         likelihood: Its `contrasts` are the output directions.
         batches: Labelled batches.
+        link: Take only the directions that this link needs.
         engine: Makes the tape.
 
     Yields:
@@ -138,11 +145,16 @@ def covariance_spectra(
             outputs = forward(model, move(inputs, device))
             labels = labels.to(device)
             likelihood.check_labels(outputs[keep], labels[keep])
-            contrasts = likelihood.contrasts(outputs.shape[1]).to(outputs)
-            jacobian = projected_jacobian(tape, blocks, bases, outputs, contrasts)
+            fixed = outputs.detach()
+            directions = (
+                contrast_directions(likelihood, fixed)
+                if link is None
+                else fewest_directions(likelihood, fixed, link)
+            )
+            jacobian = projected_jacobian(tape, blocks, bases, outputs, directions)
             energies = binned_energies(jacobian[keep], member, len(bins.centres))
             yield CovarianceSpectrum(
-                outputs.detach()[keep], labels[keep], contrasts, bins.centres.to(device), energies
+                fixed[keep], labels[keep], directions[keep], bins.centres.to(device), energies
             )
 
 

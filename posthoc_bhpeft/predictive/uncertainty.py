@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from posthoc_bhpeft.likelihood import Bernoulli, Gaussian, Likelihood
-from posthoc_bhpeft.predictive.links import Link, MonteCarlo
+from posthoc_bhpeft.predictive.links import Link, MonteCarlo, binary_entropy, entropy
 from posthoc_bhpeft.predictive.prediction import Prediction
 
 
@@ -17,9 +17,8 @@ def predict_gaussian_outputs(
 ) -> Prediction:
     """Predictions from outputs `N(f, V)`.
 
-    The epistemic part in classification is the mutual information between label and weights,
-    `H[E softmax(f)] - E H[softmax(f)]`, by Monte Carlo over `N(f, V)` (Houlsby et al. 2011,
-    https://arxiv.org/abs/1112.5745); the total is the entropy of the link's probabilities, and the
+    The epistemic part in classification is the mutual information between label and weights, by
+    the link's own `information`; the total is the entropy of the link's probabilities, and the
     aleatoric part is what is left. In regression all three are differential entropies.
 
     Args:
@@ -33,19 +32,16 @@ def predict_gaussian_outputs(
     """
     if isinstance(likelihood, Gaussian):
         return gaussian_prediction(outputs, covariance, likelihood.dispersion)
-    sampler = MonteCarlo(256)
     if isinstance(likelihood, Bernoulli):
         variance = covariance.diagonal(dim1=-2, dim2=-1)
         probabilities = link.sigmoid(outputs, variance)
-        draws = sampler.draw(outputs, torch.diag_embed(variance)).sigmoid()
         total = binary_entropy(probabilities).sum(-1)
-        expected = binary_entropy(draws).sum(-1).mean(0)
-        information = binary_entropy(draws.mean(0)).sum(-1) - expected
+        draws = MonteCarlo(256).draw(outputs, torch.diag_embed(variance)).sigmoid()
+        expected = binary_entropy(draws).mean(0)
+        information = (binary_entropy(draws.mean(0)) - expected).sum(-1)
     else:
         probabilities = link.softmax(outputs, covariance)
-        draws = sampler.draw(outputs, covariance).softmax(-1)
-        total = entropy(probabilities)
-        information = entropy(draws.mean(0)) - entropy(draws).mean(0)
+        total, information = entropy(probabilities), link.information(outputs, covariance)
     epistemic = torch.minimum(information.clamp_min(0), total)
     return Prediction(
         outputs,
@@ -111,15 +107,3 @@ def sample_covariance(draws: Tensor) -> Tensor:
     """Covariance `(N, C, C)` of draws `(S, N, C)`; zero for a single draw."""
     centred = draws - draws.mean(0)
     return torch.einsum("snc,snk->nck", centred, centred) / max(len(draws) - 1, 1)
-
-
-def entropy(probabilities: Tensor) -> Tensor:
-    """`-sum_c p_c log p_c` over the last axis, in nats."""
-    surprise: Tensor = torch.special.xlogy(probabilities, probabilities)
-    return -surprise.sum(-1)
-
-
-def binary_entropy(probabilities: Tensor) -> Tensor:
-    """Entropy of each yes-or-no answer, in nats."""
-    both = torch.stack([probabilities, 1 - probabilities], -1)
-    return entropy(both)

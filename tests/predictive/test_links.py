@@ -1,4 +1,4 @@
-"""Links against formulas by hand and brute-force sampling. `ClassPreserving` has its own file."""
+"""Links against formulas by hand and brute-force sampling. `LogOdds` has its own file."""
 
 import math
 
