@@ -13,7 +13,6 @@ files. Trained checkpoints are kept under `--output` and used again.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import shlex
 import statistics
@@ -35,7 +34,13 @@ from posthoc_bhpeft import (
     bayesianize,
 )
 from posthoc_bhpeft.audit import metrics
-from posthoc_bhpeft.checkpoints import load_adapter, load_tokenizer, write_text
+from posthoc_bhpeft.checkpoints import (
+    load_adapter,
+    load_tokenizer,
+    read_json,
+    write_json,
+    write_text,
+)
 from posthoc_bhpeft.data import RowSettings, TextData, choose_rows, make_loader, read_rows
 from posthoc_bhpeft.data.sources import open_source
 from posthoc_bhpeft.evidence import best_precision
@@ -251,6 +256,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--test-rows", type=int, default=1000)
     parser.add_argument("--protocols", nargs="+", default=["full", "early"])
     parser.add_argument("--output", default="outputs/calibration", help="checkpoints go here")
+    parser.add_argument("--reuse", action="store_true", help="keep the scores that are there")
     parser.add_argument("--train-only", action="store_true", help="train and stop")
     return parser.parse_args(arguments)
 
@@ -269,8 +275,10 @@ def main() -> None:
         folder = trained(cell, options)
         if options.train_only:
             continue
-        results.append(run(cell, options))
-        (folder / "calibration.json").write_text(json.dumps(results[-1], indent=1))
+        kept = folder / "calibration.json"
+        if not (options.reuse and kept.is_file()):
+            write_json(kept, run(cell, options))
+        results.append(read_json(kept))
         print(detail(results[-1:]).splitlines()[-1], flush=True)
     if results:
         write_text(RESULTS, report(results, options))

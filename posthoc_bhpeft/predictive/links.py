@@ -177,7 +177,7 @@ class LogOdds(Link):
 
 
 def confidence(margin: Tensor, variance: Tensor) -> Tensor:
-    """`sigmoid(M / sqrt(1 + pi/8 v))`, but never above `sigmoid(M)`: only a majority is softened."""
+    """`sigmoid(M / sqrt(1 + pi/8 v))`, never above `sigmoid(M)`: only a majority is softened."""
     softened = (margin / torch.sqrt(1 + PROBIT * variance)).sigmoid()
     return torch.minimum(softened, margin.sigmoid())
 
