@@ -260,6 +260,15 @@ def test_a_true_noise_is_found_again():
     assert bayes.likelihood.noise_variance == pytest.approx(0.25, rel=0.25)
 
 
+def test_with_more_weights_than_labels_the_noise_does_not_run_away():
+    model, loader = mlp(3, 20, 1), targets((4, 3), 1, batches=1)
+    bayes = bayesianize(
+        model, loader, likelihood=Gaussian(), prior=MarginalLikelihood(), progress=False
+    )
+    squared = float((model(loader[0][0]) - loader[0][1]).square().mean().detach())
+    assert squared < bayes.likelihood.noise_variance <= 2 * squared * (1 + 1e-9)
+
+
 def test_a_classifier_learns_no_noise():
     bayes = bayesianize(mlp(3, 4, 2), pairs((8, 3), 2), prior=MarginalLikelihood(), progress=False)
     assert not bayes.posterior.evidence().learns_noise

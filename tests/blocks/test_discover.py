@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from posthoc_bhpeft.blocks import Block, Kind, MatrixView, discover
@@ -19,7 +20,7 @@ from posthoc_bhpeft.errors import (
 from posthoc_bhpeft.hybrid import HybridConfig
 from tests.contracts import check_block
 from tests.hybrid.families import tiny_batch, tiny_model
-from tests.models import SMALL, hybrid, lora, mlp, pairs, prefix, wrap
+from tests.models import SMALL, hybrid, lora, mlp, pairs, prefix, randomize, wrap
 
 # ---------------------------------------------------------------- views
 
@@ -85,6 +86,34 @@ def test_plain_prefix_tuning_has_two_blocks_a_layer_whose_gradients_are_right():
         check_block(model, block, tiny_batch(model))
 
 
+@pytest.mark.parametrize(
+    ("family", "targets"),
+    [
+        ("llama", ["q_proj", "down_proj"]),
+        ("gpt2", ["c_attn"]),  # Conv1D, whose weight is transposed
+        ("opt", ["fc1"]),  # rows and positions on one axis
+        ("albert", ["query"]),  # one layer called twice
+        ("t5", ["q", "wo"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+def test_plain_lora_on_other_families(family, targets):
+    model = lora(family, target_modules=targets)
+    blocks = [block for block in discover(model) if block.kind is Kind.LORA]
+    assert blocks
+    for block in blocks[:2] + blocks[-2:]:
+        check_block(model, block, tiny_batch(model), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "roberta"])
+def test_plain_prefix_tuning_on_other_families(family):
+    model = prefix(family)
+    blocks = [block for block in discover(model) if block.kind is Kind.PREFIX]
+    assert len(blocks) == 2 * 2
+    for block in blocks:
+        check_block(model, block, tiny_batch(model), tolerance=1e-6)
+
+
 def test_layer_norm_tuning_is_found_and_right():
     model = lora()
     for name, parameter in model.named_parameters():
@@ -146,6 +175,20 @@ def test_of_two_adapters_the_active_one_is_found(active, other):
     assert not any(f".{other}." in name for name in names)
 
 
+def test_of_two_adapters_active_together_both_are_found_and_right():
+    model = two_adapters()
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.set_adapter(["default", "second"])
+    randomize(model)
+    blocks = discover(model)
+    for adapter in ("default", "second"):
+        mine = [block for block in blocks if f".{adapter}." in block.name]
+        assert {Kind.LORA, Kind.ADAPTER, Kind.PREFIX} <= {block.kind for block in mine}
+        for block in mine[:6]:
+            check_block(model, block, tiny_batch(model))
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -169,6 +212,11 @@ def test_ia3_is_unclaimed_by_name():
     config = IA3Config(task_type="SEQ_CLS", target_modules=["value"], feedforward_modules=[])
     with pytest.raises(UnclaimedParameterError, match="ia3_l"):
         discover(wrap(tiny_model("bert"), config))
+
+
+def test_dora_is_unclaimed_by_name():
+    with pytest.raises(UnclaimedParameterError, match="lora_magnitude_vector"):
+        discover(lora(use_dora=True))
 
 
 def test_a_projected_prefix_says_what_to_do():
@@ -246,12 +294,14 @@ def test_one_module_reached_by_two_paths_is_one_block():
 # ---------------------------------------------------------------- hidden adapters
 
 
-def test_lora_under_a_stock_prefix_is_hidden_and_said_so():
+@pytest.mark.parametrize("nested", [True, False], ids=["PeftModel", "its inside"])
+@pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT")
+def test_lora_under_a_stock_prefix_is_hidden_and_said_so(nested):
     inner = get_peft_model(
         tiny_model("bert"), LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
     )
     config = PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3)
-    model = get_peft_model(inner.base_model.model, config)
+    model = get_peft_model(inner if nested else inner.base_model.model, config)
     with pytest.raises(HiddenAdapterError, match=r"LoraLayer.*frozen.*HybridConfig"):
         discover(model)
 
