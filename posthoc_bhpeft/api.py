@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,14 @@ from posthoc_bhpeft.batches import (
     device_of,
     split_batch,
 )
-from posthoc_bhpeft.blocks import Block, Engine, discover, observing
+from posthoc_bhpeft.blocks import (
+    DEFAULT_RECOGNIZERS,
+    Block,
+    Engine,
+    Recognizer,
+    discover,
+    observing,
+)
 from posthoc_bhpeft.card import CARD_FILE, explain, model_card, write_card
 from posthoc_bhpeft.checks import check_arguments, check_data
 from posthoc_bhpeft.curvature import Curvature, FittedCurvature, KroneckerGGN, fit_curvature
@@ -60,6 +67,7 @@ def bayesianize(
     curvature: Curvature = KroneckerGGN(),
     prior: PriorRule = VisiblePrecision(),
     predictive: Predictive = Linearized(),
+    recognizers: Sequence[Recognizer] = DEFAULT_RECOGNIZERS,
     engine: Engine = observing,
     generator: torch.Generator | None = None,
     progress: bool = True,
@@ -80,6 +88,7 @@ def bayesianize(
         curvature: The estimator of the GGN.
         prior: The rule that chooses the precision of the prior.
         predictive: How predictions are made, unless asked otherwise.
+        recognizers: Find the blocks of each layer; add your own for other layers.
         engine: Makes the per-sample gradients; hooks by default.
         generator: Randomness of the curvature's random signs; seeded with 0 by default.
         progress: Show a progress bar.
@@ -96,7 +105,7 @@ def bayesianize(
     check_arguments(
         model, likelihood=likelihood, curvature=curvature, prior=prior, predictive=predictive
     )
-    blocks = discover(model)
+    blocks = discover(model, recognizers)
     check_memory(blocks, curvature, device_of(model))
     check_data(model, loader, likelihood)
     if isinstance(prior, HeldOut):
@@ -276,6 +285,7 @@ class BayesianPeft:
         base: str | None = None,
         device: str | torch.device | None = None,
         predictive: Predictive | None = None,
+        recognizers: Sequence[Recognizer] = DEFAULT_RECOGNIZERS,
     ) -> BayesianPeft:
         """Load what `save_pretrained` or `push_to_hub` wrote.
 
@@ -285,6 +295,7 @@ class BayesianPeft:
             base: The base model to rebuild it on, instead of the one recorded.
             device: Where to put a rebuilt model; the CPU by default.
             predictive: How predictions are made, instead of the one recorded.
+            recognizers: Those that the posterior was fitted with.
 
         Returns:
             The Bayesian model, ready to predict.
@@ -299,7 +310,8 @@ class BayesianPeft:
             model = rebuild_model(path, record, base=base)
         if device is not None:
             model = model.to(device)
-        saved = load_posterior(path, record, model, predictive=predictive)
+        blocks = discover(model, recognizers)
+        saved = load_posterior(path, record, model, blocks, predictive=predictive)
         return cls(
             model,
             saved.posterior,

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from posthoc_bhpeft.blocks import Block, discover
+from posthoc_bhpeft.blocks import Block
 from posthoc_bhpeft.checkpoints import read_json, write_json
 from posthoc_bhpeft.errors import BhpeftError, CheckpointError
 from posthoc_bhpeft.likelihood import Likelihood
@@ -80,7 +80,12 @@ def save_posterior(
 
 
 def load_posterior(
-    folder: Path, record: Mapping[str, Any], model: nn.Module, *, predictive: Any = None
+    folder: Path,
+    record: Mapping[str, Any],
+    model: nn.Module,
+    blocks: tuple[Block, ...],
+    *,
+    predictive: Any = None,
 ) -> SavedPosterior:
     """Read a posterior and match it to a model.
 
@@ -88,6 +93,7 @@ def load_posterior(
         folder: Holds what `save_posterior` wrote.
         record: From `read_record`.
         model: The model it belongs to, with the adapter's weights.
+        blocks: Of the model, from `discover`.
         predictive: Takes the place of the one saved.
 
     Returns:
@@ -98,7 +104,6 @@ def load_posterior(
             or other weights.
     """
     tensors = read_tensors(folder, record)
-    blocks = discover(model)
     try:
         check_blocks(blocks, record["blocks"])
         check_frozen(model, with_prefix(tensors, "frozen/"))

@@ -1,0 +1,65 @@
+"""The documentation runs: every Python block of the pages that promise it, in order."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FENCE = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#]+)")
+
+
+def python_blocks(page: Path) -> list[tuple[int, str]]:
+    """Each block with its first line, so that an error points into the page."""
+    text = page.read_text(encoding="utf-8")
+    return [(text[: m.start(1)].count("\n"), m.group(1)) for m in FENCE.finditer(text)]
+
+
+def run(page: Path) -> dict[str, Any]:
+    scope: dict[str, Any] = {}
+    for line, block in python_blocks(page):
+        exec(compile("\n" * line + block, str(page), "exec"), scope)
+    return scope
+
+
+def test_extending(capsys: pytest.CaptureFixture[str]) -> None:
+    scope = run(ROOT / "docs" / "extending.md")
+    assert [block.name for block in scope["blocks"] if block.kind.value == "other"][:1]
+    assert "for 2 effective parameters" in capsys.readouterr().out
+    probabilities = scope["prediction"].probabilities
+    assert probabilities.equal(scope["again"].predict(scope["loader"][0]).probabilities)
+
+
+def test_the_custom_layer_has_the_right_gradient() -> None:
+    import torch
+
+    from tests.contracts import check_block
+
+    scope = run(ROOT / "docs" / "extending.md")
+    model = torch.nn.Sequential(scope["Scale"](4), torch.nn.Linear(4, 2)).double()
+    (block,) = scope["scale_blocks"]("0", model[0])
+    given = (torch.randn(6, 4, dtype=torch.float64), torch.zeros(6, dtype=torch.long))
+    check_block(model, block, given)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.name)
+def test_python_blocks_are_python(page: Path) -> None:
+    for line, block in python_blocks(page):
+        compile("\n" * line + block, str(page), "exec")
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.name)
+def test_links_inside_the_docs_lead_somewhere(page: Path) -> None:
+    targets = LINK.findall(page.read_text(encoding="utf-8"))
+    assert not [target for target in targets if not (page.parent / target).exists()]
+
+
+def test_files_that_the_mathematics_names_exist() -> None:
+    text = (ROOT / "docs" / "mathematics.md").read_text(encoding="utf-8")
+    named = re.findall(r"\[`([\w/]+(?:\.py|/))`\]", text)
+    assert len(named) > 8
+    assert not [name for name in named if not (ROOT / "posthoc_bhpeft" / name).exists()]
