@@ -208,6 +208,14 @@ def test_an_unclaimed_tensor_is_named_with_shape_owner_and_ways_out():
         assert part in message
 
 
+def test_a_long_list_of_unclaimed_tensors_is_cut_short():
+    model = nn.Sequential(*[nn.Conv1d(1, 1, 1) for _ in range(6)])
+    with pytest.raises(UnclaimedParameterError, match=r"12 trainable(.|\n)*and 4 more") as caught:
+        discover(model)
+    assert "3.bias" in str(caught.value)
+    assert "4.weight" not in str(caught.value)
+
+
 def test_ia3_is_unclaimed_by_name():
     config = IA3Config(task_type="SEQ_CLS", target_modules=["value"], feedforward_modules=[])
     with pytest.raises(UnclaimedParameterError, match="ia3_l"):

@@ -1,5 +1,7 @@
 """Hooks: what a tape records, when it refuses, and that it goes away."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig
@@ -164,6 +166,13 @@ def test_half_precision_gradients_are_widened():
     seen = observations(model, discover(model), inputs, torch.ones(4, 3))
     assert {observation.rows.dtype for observation in seen.values()} == {torch.float32}
     assert {observation.columns.dtype for observation in seen.values()} == {torch.float32}
+
+
+def test_a_tap_of_the_wrong_shape_is_named():
+    model = mlp(3, 4, 2)
+    block = replace(discover(model)[0], tap=discover(model)[1].tap)  # a bias's tap on a weight
+    with pytest.raises(ModelError, match=r"'0\.weight' has shape \(4, 3\), .* gave \(4, 1\)"):
+        observations(model, (block,), pairs((5, 3), 2)[0], torch.ones(5, 2))
 
 
 # ---------------------------------------------------------------- dead blocks

@@ -138,6 +138,13 @@ def test_labels_out_of_range_are_refused():
         fit(mlp(3, 2), pairs((20, 3), 5))
 
 
+def test_a_label_of_minus_one_is_refused_rather_than_left_out():
+    (inputs, labels), _ = pairs((4, 3), 3)
+    labels[2] = -1
+    with pytest.raises(DataError, match="Label -1 in row 2"):
+        fit(mlp(3, 4, 3), [(inputs, labels)])
+
+
 def test_nan_weights_are_named():
     model = mlp(3, 4, 2)
     with torch.no_grad():
