@@ -1,9 +1,8 @@
 """Texts with labels, from files, folders and the hub, and batches made of them.
 
-    open_source -> Source          where rows come from, and which splits there are
-    load_rows   -> TextData        texts, labels, names of the classes, other columns
-    choose_rows -> ChosenRows      the training and validation rows that settings describe
-    make_loader -> DataLoader      tokenised, padded batches with `labels`
+`open_source` looks where rows come from and which splits there are, `load_rows` reads texts,
+labels and names of the classes, `choose_rows` finds the training and validation rows that settings
+describe, and `make_loader` turns rows into tokenised, padded batches with `labels`.
 """
 
 from posthoc_bhpeft.data.choose import ChosenRows, RowSettings, choose_rows, read_rows

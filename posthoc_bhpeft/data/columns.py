@@ -200,7 +200,7 @@ def _renumbered(values: list[int], names: tuple[str, ...]) -> Labels:
 def _checked(labels: Labels) -> Labels:
     if labels.names is not None and len(labels.names) < 2:
         raise DataError(
-            f"All rows have the label {labels.names[0]!r}: there is nothing to learn from one class."
+            f"All rows have the label {labels.names[0]!r}: one class leaves nothing to learn."
         )
     return labels
 

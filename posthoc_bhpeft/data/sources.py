@@ -52,8 +52,9 @@ def open_source(name: str | Path) -> Source:
         return _open_folder(path)
     if _looks_like_path(str(name)):
         raise DataError(
-            f"No file or folder at {str(name)!r}. Give a csv, json, jsonl or parquet file, a folder "
-            "with train.jsonl (and validation.jsonl, test.jsonl), or the name of a data set on the hub."
+            f"No file or folder at {str(name)!r}. Give a csv, json, jsonl or parquet file, a "
+            "folder with train.jsonl (and validation.jsonl, test.jsonl), or the name of a data set "
+            "on the hub."
         )
     return _open_hub(str(name))
 
@@ -95,8 +96,8 @@ def _open_folder(folder: Path) -> Source:
         return _open_hub(str(folder))
     except DataError as error:
         raise DataError(
-            f"The folder {str(folder)!r} holds no rows. Expected train.jsonl, train.jsonl.gz, train.csv "
-            "or train.parquet, and the same for validation and test."
+            f"The folder {str(folder)!r} holds no rows. Expected train.jsonl, train.jsonl.gz, "
+            "train.csv or train.parquet, and the same for validation and test."
         ) from error
 
 
