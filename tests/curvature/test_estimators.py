@@ -20,7 +20,18 @@ from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.likelihood import Bernoulli, Categorical, Gaussian
 from tests.contracts import check_curvature
 from tests.hybrid.families import tiny_loader
-from tests.models import Pooled, hybrid, linear, lora, mlp, pairs, prefix, seeded, targets
+from tests.models import (
+    PerPosition,
+    Pooled,
+    hybrid,
+    linear,
+    lora,
+    mlp,
+    pairs,
+    prefix,
+    seeded,
+    targets,
+)
 from tests.oracles import dense_ggn, loss_gradients, relative_error
 
 
@@ -250,19 +261,8 @@ def deep_linear():
     return torch.nn.Sequential(linear(3, 4), linear(4, 2, seed=1))
 
 
-class PerPosition(torch.nn.Module):
-    """All `T C` outputs of a body at every position of `(N, T, d)`, side by side."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = deep_linear()
-
-    def forward(self, x):
-        return self.body(x).flatten(1)
-
-
 def test_kfac_expand_is_exact_where_every_position_has_outputs_of_its_own():
-    model, loader = PerPosition(), targets((6, 5, 3), 10)
+    model, loader = PerPosition(deep_linear()), targets((6, 5, 3), 10)
     assert total_error(model, loader, KFAC(directions=Exact()), Gaussian()) < 1e-12
     assert total_error(model, loader, KFAC(reduce=True, directions=Exact()), Gaussian()) > 0.1
 
@@ -273,7 +273,9 @@ def test_kfac_reduce_is_exact_where_positions_are_averaged():
     assert total_error(model, loader, KFAC(), Gaussian()) > 0.1
 
 
-@pytest.mark.parametrize("model", [PerPosition(), Pooled(deep_linear(), linear(2, 2))], ids=repr)
+@pytest.mark.parametrize(
+    "model", [PerPosition(deep_linear()), Pooled(deep_linear(), linear(2, 2))], ids=repr
+)
 def test_kronecker_needs_no_choice_between_expand_and_reduce(model):
     n_outputs = model(torch.zeros(1, 5, 3).double()).shape[1]
     loader = targets((6, 5, 3), n_outputs)
