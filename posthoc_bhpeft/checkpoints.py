@@ -220,9 +220,11 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no file {str(path)!r}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{str(path)!r} is damaged: {error}.") from error
+        raise CheckpointError(
+            f"{str(path)!r} is damaged ({error}). Copy it again, or make it anew."
+        ) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{str(path)!r} is no JSON object.")
+        raise CheckpointError(f"{str(path)!r} is no JSON object. Copy it again, or make it anew.")
     return content
 
 

@@ -139,7 +139,12 @@ def fetch_checkpoint(name: str | Path) -> Path:
         return Path(name)
     try:
         return Path(snapshot_download(str(name)))
-    except (OSError, HFValidationError) as error:
+    except HFValidationError as error:
+        raise CheckpointError(
+            f"There is no folder {str(name)!r}. bayes.save_pretrained(folder) or `bhpeft fit` "
+            "makes one; a repository on the hub is named user/name."
+        ) from error
+    except OSError as error:
         raise CheckpointError(
             f"There is no folder {str(name)!r}, and the hub gave no repository of that name: "
             f"{first_line(error)}"

@@ -29,6 +29,19 @@ from posthoc_bhpeft.settings import decode, encode
 POSTERIOR_FILE = "posterior.json"
 TENSOR_FILE = "posterior.safetensors"
 FORMAT_VERSION = 1
+RECORD_PARTS = frozenset(
+    [
+        "sha256",
+        "likelihood",
+        "predictive",
+        "curvature",
+        "prior_reason",
+        "log_likelihood",
+        "n_rows",
+        "n_outputs",
+    ]
+)
+BLOCK_PARTS = frozenset({"shape", "parameter", "structure", "prior_precision"})
 STRUCTURES = (KroneckerOperator, DiagonalOperator, DenseOperator)
 
 
@@ -184,7 +197,25 @@ def read_record(folder: Path) -> dict[str, Any]:
             f"{path} has format version {version!r}; this version of posthoc-bhpeft reads "
             f"{FORMAT_VERSION}. Update the package, or fit and save again."
         )
+    check_record(path, record)
     return record
+
+
+def check_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Raise unless a record has all its parts; what they hold is checked where they are read."""
+    blocks = record.get("blocks")
+    missing = RECORD_PARTS - record.keys()
+    if isinstance(blocks, dict) and all(isinstance(entry, dict) for entry in blocks.values()):
+        missing |= {part for entry in blocks.values() for part in BLOCK_PARTS - entry.keys()}
+    else:
+        missing |= {"blocks"}
+    if not isinstance(record.get("model"), dict):
+        missing |= {"model"}
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {', '.join(sorted(missing))}: it was edited, or cut off. Copy it again, "
+            "or fit and save again."
+        )
 
 
 def read_tensors(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
