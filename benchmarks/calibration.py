@@ -49,6 +49,7 @@ from posthoc_bhpeft.predictive.spectrum import CovarianceSpectrum, covariance_sp
 from posthoc_bhpeft.training import TrainingSettings, train
 
 RESULTS = Path(__file__).parent / "results" / "calibration.md"
+README = Path(__file__).parents[1] / "README.md"
 EXTRA_ROWS = 200
 MAX_LENGTH = 64
 COLUMNS = ("accuracy", "nll", "ece", "brier", "aurc")
@@ -160,7 +161,7 @@ def run(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
     ]
     best = grid[nll.index(min(nll))]
     difference = metrics.paired_bootstrap(
-        point.probabilities, ours.probabilities, labels, metrics.negative_log_likelihood
+        metrics.negative_log_likelihood, point.probabilities, ours.probabilities, labels
     )
     methods = {
         "MAP": score(point.probabilities, labels),
@@ -246,6 +247,14 @@ Cell by cell:
 """
 
 
+def update_readme(results: Sequence[dict[str, Any]]) -> None:
+    """Put the table into the README, between its markers."""
+    start, end = "<!-- results:calibration -->", "<!-- /results:calibration -->"
+    before, _, rest = README.read_text(encoding="utf-8").partition(start)
+    _, _, after = rest.partition(end)
+    write_text(README, f"{before}{start}\n{table(results)}\n{end}{after}")
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -282,6 +291,7 @@ def main() -> None:
         print(detail(results[-1:]).splitlines()[-1], flush=True)
     if results:
         write_text(RESULTS, report(results, options))
+        update_readme(results)
         print(report(results, options))
 
 
