@@ -84,7 +84,7 @@ def check_share(share: float, rows: int) -> int:
 
 
 def as_floats(values: Array) -> Floats:
-    """A float64 numpy copy of a tensor on any device or of an array."""
+    """Float64 numpy values of a tensor on any device or of an array."""
     if isinstance(values, torch.Tensor):
         return values.detach().to("cpu", torch.float64).numpy()
     return np.asarray(values, dtype=np.float64)
@@ -101,4 +101,5 @@ def _check_probabilities(p: Floats) -> Floats:
             f"value of {p.min():.3g}; they must be 0 or more and sum to 1. Logits need a softmax; "
             "labels that do not exclude each other are measured one at a time"
         )
-    return p / sums
+    normalised: Floats = p / sums
+    return normalised

@@ -335,7 +335,8 @@ def paired_bootstrap(
 
 def _right(p: Floats, y: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether the most likely class is the label, ``(N,)``."""
-    return p.argmax(axis=1) == y
+    right: NDArray[np.bool_] = p.argmax(axis=1) == y
+    return right
 
 
 def _errors_by_certainty(p: Floats, y: NDArray[np.int64], uncertainty: Array | None) -> Floats:

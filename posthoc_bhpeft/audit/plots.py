@@ -130,7 +130,7 @@ def risk_coverage_plot(
         color=_SOFT,
         fontsize=9,
     )
-    axis.set(xlim=(0, 100.5), ylim=(0, max(115 * highest, 1.0)))
+    axis.set(xlim=(0, 100.5), ylim=(0, max(130 * highest, 1.0)))
     axis.set(xlabel="rows kept, most certain first (%)", ylabel="errors among them (%)")
     axis.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=_INK)
     _clean(axis)
