@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,8 @@ from posthoc_bhpeft.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from posthoc_bhpeft.predictive import Prediction
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,14 @@ class LengthOrder(Sampler[int]):
         restored = torch.empty_like(values)
         restored[torch.tensor(self.order, device=values.device)] = values
         return restored
+
+    def restore_prediction(self, prediction: Prediction) -> Prediction:
+        """A `Prediction` in visiting order, brought back to the order of the rows."""
+        columns: dict[str, Any] = {
+            name: None if column is None else self.restore(column)
+            for name, column in prediction.columns().items()
+        }
+        return replace(prediction, **columns)
 
 
 def encode(

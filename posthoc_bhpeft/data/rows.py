@@ -80,7 +80,7 @@ class TextData:
             self,
             texts=_pick(self.texts, rows),
             text_pairs=None if self.text_pairs is None else _pick(self.text_pairs, rows),
-            labels=None if self.labels is None else _pick(self.labels, rows),  # type: ignore[arg-type]
+            labels=None if self.labels is None else _pick(self.labels, rows),
             columns={name: _pick(values, rows) for name, values in self.columns.items()},
             indices=_pick(self.indices, rows),
         )

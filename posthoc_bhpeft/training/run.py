@@ -17,7 +17,7 @@ import torch
 
 from posthoc_bhpeft.checkpoints import load_base, load_tokenizer, resolve_model, whole_folder
 from posthoc_bhpeft.data import RowSettings, TextData, encode
-from posthoc_bhpeft.errors import DataError, NonFiniteError
+from posthoc_bhpeft.errors import ConfigError, DataError, NonFiniteError
 from posthoc_bhpeft.training.record import TrainingRecord
 from posthoc_bhpeft.training.settings import TrainingSettings
 
@@ -78,11 +78,13 @@ def train(
     Raises:
         DataError: rows without labels.
         CheckpointError: the base model is not found.
+        ConfigError: another device than these is asked for.
         NonFiniteError: the training broke down (NaN or infinite weights).
     """
     settings = settings or TrainingSettings()
     if data.labels is None or (validation is not None and validation.labels is None):
         raise DataError("Training needs rows with labels.")
+    _check_device(device)
     started = time.perf_counter()
     with _seeded(settings.seed):
         tuned, tokenizer = _build(model, data, settings, peft_config)
@@ -209,6 +211,16 @@ def _arrays(prediction: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]
 def _first(values: Any) -> Any:
     """The logits, where a model returns hidden states beside them."""
     return values[0] if isinstance(values, tuple) else values
+
+
+def _check_device(device: str | None) -> None:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    known = ("cpu", *([accelerator.type] if accelerator else []))
+    if device is not None and device not in known:
+        raise ConfigError(
+            f"Training on {device!r} is not possible here. Supported: {', '.join(known)}; to "
+            "choose one of several cards, set CUDA_VISIBLE_DEVICES."
+        )
 
 
 def _check_finite(model: PeftModel) -> None:

@@ -1,0 +1,58 @@
+"""The program `bhpeft` and its commands."""
+
+from __future__ import annotations
+
+import typer
+
+from posthoc_bhpeft.cli import demo, fit, predict, train
+
+_HELP = """Uncertainty for fine-tuned Transformers, after training.
+
+\b
+  bhpeft demo --output out                                    see it work, 5 minutes
+  bhpeft train --model minilm --data DATA --output out        tune adapter, LoRA and prefix
+  bhpeft fit out                                              add a posterior over them
+  bhpeft predict out --data DATA --split test --output preds  calibrated predictions
+
+DATA is a folder with train.jsonl (validation.jsonl, test.jsonl), a csv, json, jsonl or parquet
+file, or the name of a data set on the hub. Every command explains itself: bhpeft train --help.
+"""
+_EPILOG = "Exit codes: 0 all went well, 1 an error with its message, 2 wrong usage."
+
+app = typer.Typer(
+    help=_HELP,
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    # Plain help: the examples keep their lines, and it starts at once.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+app.command("train", epilog=_EPILOG)(train.train)
+app.command("fit", epilog=_EPILOG)(fit.fit)
+app.command("predict", epilog=_EPILOG)(predict.predict)
+app.command("demo", epilog=_EPILOG)(demo.demo)
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Show the version and leave."),
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"bhpeft {installed('posthoc-bhpeft')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+_top.__doc__ = _HELP
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="bhpeft")

@@ -1,0 +1,225 @@
+"""`bhpeft fit`."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from posthoc_bhpeft.cli.options import (
+    BaseOption,
+    CheckpointArgument,
+    CurvatureChoice,
+    DebugOption,
+    DeviceOption,
+    DirectionsChoice,
+    DropOption,
+    GroupChoice,
+    JsonOption,
+    LabelOption,
+    OverwriteOption,
+    PairOption,
+    PriorChoice,
+    QuietOption,
+    TextOption,
+)
+from posthoc_bhpeft.cli.output import running
+
+if TYPE_CHECKING:
+    from posthoc_bhpeft.curvature import Curvature
+    from posthoc_bhpeft.selection import PriorRule
+
+FIT_FILE = "fit.json"
+_KEPT = ("training.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def fit(
+    checkpoint: CheckpointArgument,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Training rows. [default: those trained on]")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="[default: into the CHECKPOINT folder]")
+    ] = None,
+    prior: Annotated[
+        PriorChoice,
+        typer.Option(
+            "--prior",
+            help="How the prior precision is chosen: by what the data see of the weights (safe on "
+            "every set), by evidence, by held-out rows, or given with --precision.",
+        ),
+    ] = PriorChoice.visible,
+    precision: Annotated[
+        float | None, typer.Option("--precision", help="Prior precision for --prior fixed.")
+    ] = None,
+    per: Annotated[
+        GroupChoice, typer.Option("--per", help="With --prior evidence: one precision for each.")
+    ] = GroupChoice.model,
+    curvature: Annotated[
+        CurvatureChoice, typer.Option("--curvature", help="Estimator of the curvature.")
+    ] = CurvatureChoice.kronecker,
+    directions: Annotated[
+        DirectionsChoice,
+        typer.Option("--directions", help="Output directions: cost against precision."),
+    ] = DirectionsChoice.auto,
+    max_rows: Annotated[
+        int | None, typer.Option("--max-rows", help="Fit on at most so many of the rows.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of draws and signs. [default: of the training]")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Rows a batch.")] = 16,
+    text_column: TextOption = None,
+    text_pair_column: PairOption = None,
+    label_column: LabelOption = None,
+    drop_unlabelled: DropOption = False,
+    model: BaseOption = None,
+    device: DeviceOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Fit a posterior over the trained weights of a checkpoint.
+
+    Without --data it reads the very rows the checkpoint was trained on, as training.json records
+    them. Held-out rows are not needed.
+
+    \b
+    Examples:
+      bhpeft fit out
+      bhpeft fit out --prior evidence --per kind --output out-evidence
+      bhpeft fit lora-from-elsewhere --data reviews.csv --output fitted
+    """  # noqa: D301 - \b is the character that keeps lines apart
+    with running(as_json=as_json, quiet=quiet, debug=debug) as out:
+        import torch
+
+        from posthoc_bhpeft.api import bayesianize
+        from posthoc_bhpeft.checkpoints import (
+            check_output,
+            checkpoint_folder,
+            load_adapter,
+            load_tokenizer,
+            resolve_model,
+            write_json,
+        )
+        from posthoc_bhpeft.cli.device import best_device
+        from posthoc_bhpeft.cli.rows import absolute, open_checkpoint, training_rows
+        from posthoc_bhpeft.data import RowSettings, make_loader
+        from posthoc_bhpeft.likelihood import Categorical, Gaussian
+
+        folder = checkpoint_folder(checkpoint)
+        target = folder if output is None else output
+        if target.resolve() != folder.resolve():
+            check_output(target, overwrite=overwrite)
+        found = open_checkpoint(folder)
+        named = None
+        if data is not None:
+            named = RowSettings(
+                source=absolute(data),
+                validation=prior is PriorChoice.held_out,
+                text_column=text_column,
+                text_pair_column=text_pair_column,
+                label_column=label_column,
+                drop_unlabelled=drop_unlabelled,
+                seed=seed or 0,
+            )
+        chosen = training_rows(found, named, max_rows=max_rows, seed=seed)
+        for note in chosen.notes:
+            out.say(note)
+        started = time.perf_counter()
+        base = None if model is None else resolve_model(model)
+        tuned = load_adapter(folder, base=base).to(best_device(device))
+        tokenizer = load_tokenizer(folder if _has_tokenizer(folder) else _base_of(tuned))
+
+        def loader(rows: Any) -> Any:
+            return make_loader(
+                rows, tokenizer, batch_size=batch_size, max_length=found.max_length, by_length=True
+            )
+
+        held_out = None if chosen.validation is None else loader(chosen.validation)
+        bayes = bayesianize(
+            tuned,
+            loader(chosen.train),
+            likelihood=Gaussian() if found.label_names is None else Categorical(),
+            curvature=_curvature(curvature, directions),
+            prior=_prior(prior, precision, per, held_out),
+            generator=torch.Generator().manual_seed(seed or 0),
+            progress=out.progress,
+        )
+        bayes.save_pretrained(target)
+        if target.resolve() != folder.resolve():
+            for name in _KEPT:
+                if (folder / name).is_file():
+                    shutil.copyfile(folder / name, target / name)
+        seconds = round(time.perf_counter() - started, 1)
+        summary = {
+            "rows": len(chosen.train),
+            "source": chosen.train.source,
+            "split": chosen.train.split,
+            "digest": chosen.train.digest,
+            "prior": prior.value,
+            "reason": bayes.reason,
+            "curvature": repr(bayes.curvature),
+            "log_marginal_likelihood": bayes.log_marginal_likelihood(),
+            "seconds": seconds,
+        }
+        write_json(target / FIT_FILE, summary)
+        out.say(bayes.explain())
+        out.say(f"fitted in {seconds:.0f} s, saved to {target}; next: bhpeft predict {target}")
+        out.finish(
+            command="fit", output=target, blocks=len(bayes.blocks), notes=chosen.notes, **summary
+        )
+
+
+def _curvature(choice: CurvatureChoice, directions: DirectionsChoice) -> Curvature:
+    from posthoc_bhpeft import curvature as c
+
+    along = {
+        DirectionsChoice.auto: c.Auto(),
+        DirectionsChoice.exact: c.Exact(),
+        DirectionsChoice.contrasts: c.Contrasts(),
+        DirectionsChoice.signs: c.RandomSigns(),
+        DirectionsChoice.fisher: c.EmpiricalFisher(),
+    }[directions]
+    estimators: dict[CurvatureChoice, Curvature] = {
+        CurvatureChoice.kronecker: c.KroneckerGGN(directions=along),
+        CurvatureChoice.kfac: c.KFAC(directions=along),
+        CurvatureChoice.kfac_reduce: c.KFAC(reduce=True, directions=along),
+        CurvatureChoice.diagonal: c.DiagonalGGN(directions=along),
+        CurvatureChoice.dense: c.DenseGGN(directions=along),
+    }
+    return estimators[choice]
+
+
+def _prior(
+    choice: PriorChoice, precision: float | None, per: GroupChoice, held_out: Any
+) -> PriorRule:
+    from posthoc_bhpeft import selection as s
+    from posthoc_bhpeft.errors import ConfigError
+
+    if (choice is PriorChoice.fixed) != (precision is not None):
+        raise ConfigError("--prior fixed and --precision VALUE go together.")
+    if per is not GroupChoice.model and choice is not PriorChoice.evidence:
+        raise ConfigError(f"--per {per.value} needs --prior evidence; the others choose one.")
+    if choice is PriorChoice.held_out and held_out is None:
+        raise ConfigError(
+            "--prior held-out needs validation rows, and the training kept none "
+            "(--no-early-stopping). Name the data with --data."
+        )
+    if precision is not None:
+        return s.FixedPrecision(precision)
+    if choice is PriorChoice.evidence:
+        return s.MarginalLikelihood(s.Grouping(per.value))
+    return s.HeldOut(held_out) if choice is PriorChoice.held_out else s.VisiblePrecision()
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer_config.json").is_file()
+
+
+def _base_of(model: Any) -> str:
+    return str(model.get_base_model().config._name_or_path)

@@ -1,0 +1,191 @@
+"""`bhpeft predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from posthoc_bhpeft.cli.options import (
+    BaseOption,
+    CheckpointArgument,
+    DebugOption,
+    DeviceOption,
+    DropOption,
+    JsonOption,
+    LabelOption,
+    LinkChoice,
+    OverwriteOption,
+    PairOption,
+    PredictiveChoice,
+    QuietOption,
+    TextOption,
+)
+from posthoc_bhpeft.cli.output import running
+
+if TYPE_CHECKING:
+    from posthoc_bhpeft.api import Predictive
+
+
+def predict(
+    checkpoint: CheckpointArgument,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for predictions.jsonl and metrics.json.")
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Folder, file or hub name. [default: the data trained on]"),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="[default: test, or all rows of a single file]")
+    ] = None,
+    predictive: Annotated[
+        PredictiveChoice,
+        typer.Option(
+            "--predictive", help="Linearised, by sampled weights, or by the trained weights (map)."
+        ),
+    ] = PredictiveChoice.linearised,
+    link: Annotated[
+        LinkChoice, typer.Option("--link", help="From logits to probabilities, if linearised.")
+    ] = LinkChoice.log_odds,
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", help="Draws, of sampled and monte-carlo. [default: 16, 512]"),
+    ] = None,
+    max_rows: Annotated[
+        int | None, typer.Option("--max-rows", help="Predict at most so many rows.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Rows a batch.")] = 32,
+    text_column: TextOption = None,
+    text_pair_column: PairOption = None,
+    label_column: LabelOption = None,
+    drop_unlabelled: DropOption = False,
+    ignore_labels: Annotated[
+        bool, typer.Option("--ignore-labels", help="Predict all rows as if they had no label.")
+    ] = False,
+    model: BaseOption = None,
+    device: DeviceOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Predict a split: probabilities and how uncertain they are, and why.
+
+    predictions.jsonl has a row each: index, label (where known), prediction, probabilities, and in
+    nats total, aleatoric (ambiguous text) and epistemic uncertainty (unknown to the model).
+
+    \b
+    Examples:
+      bhpeft predict out --output preds
+      bhpeft predict out --data new.csv --ignore-labels --output preds
+      bhpeft predict out --predictive map --output preds-map
+    """  # noqa: D301 - \b is the character that keeps lines apart
+    with running(as_json=as_json, quiet=quiet, debug=debug) as out:
+        from posthoc_bhpeft.checkpoints import (
+            check_output,
+            checkpoint_folder,
+            load_tokenizer,
+            resolve_model,
+            whole_folder,
+            write_json,
+        )
+        from posthoc_bhpeft.cli.device import best_device
+        from posthoc_bhpeft.cli.predictions import (
+            load_predictor,
+            measure,
+            prediction_rows,
+            write_rows,
+        )
+        from posthoc_bhpeft.cli.rows import absolute, open_checkpoint, rows_to_predict
+        from posthoc_bhpeft.data import LengthOrder, RowSettings, make_loader
+        from posthoc_bhpeft.errors import ConfigError
+
+        folder = checkpoint_folder(checkpoint)
+        check_output(output, overwrite=overwrite)
+        found = open_checkpoint(folder)
+        if data is None and found.rows is None:
+            raise ConfigError("The checkpoint does not record its data: name some with --data.")
+        source = absolute(data) if data is not None else found.rows.source if found.rows else ""
+        columns = found.rows if found.rows is not None and found.rows.source == source else None
+        named = RowSettings(
+            source=source,
+            text_column=text_column or (columns.text_column if columns else None),
+            text_pair_column=text_pair_column or (columns.text_pair_column if columns else None),
+            label_column=label_column or (columns.label_column if columns else None),
+            drop_unlabelled=drop_unlabelled,
+        )
+        rows = rows_to_predict(found, named, split, ignore_labels=ignore_labels)
+        rows = rows.draw(max_rows, seed)
+        out.say(f"{len(rows)} rows of {rows.source} ({rows.split}); {'; '.join(rows.notes)}")
+        predictor = load_predictor(
+            folder,
+            base=None if model is None else resolve_model(model),
+            device=best_device(device),
+            point=predictive is PredictiveChoice.map,
+            regression=found.label_names is None,
+        )
+        has_tokenizer = (folder / "tokenizer_config.json").is_file()
+        loader = make_loader(
+            rows,
+            load_tokenizer(folder if has_tokenizer else predictor.base),
+            batch_size=batch_size,
+            max_length=found.max_length,
+            by_length=True,
+        )
+        chosen = _predictive(predictive, link, samples, seed)
+        prediction = predictor.predict(loader, chosen, progress=out.progress)
+        order = loader.sampler
+        assert isinstance(order, LengthOrder)
+        prediction = order.restore_prediction(prediction)
+        metrics = measure(prediction, rows)
+        with whole_folder(output, overwrite=overwrite) as fresh:
+            write_rows(
+                fresh / "predictions.jsonl", prediction_rows(prediction, rows, found.label_names)
+            )
+            about = {
+                "checkpoint": str(folder),
+                "data": rows.source,
+                "split": rows.split,
+                "rows": len(rows),
+                "predictive": repr(chosen),
+                "metrics": metrics,
+            }
+            write_json(fresh / "metrics.json", about)
+        if metrics:
+            figures = [
+                [name, f"{value:.4f}".rstrip("0").rstrip(".")] for name, value in metrics.items()
+            ]
+            out.table(f"{rows.split}, {len(rows)} rows", ["", predictive.value], figures)
+        else:
+            out.say("no labels, so nothing to measure")
+        out.say(f"wrote {output / 'predictions.jsonl'}")
+        out.finish(command="predict", output=output, **about)
+
+
+def _predictive(
+    choice: PredictiveChoice, link: LinkChoice, samples: int | None, seed: int
+) -> Predictive:
+    from posthoc_bhpeft import predictive as p
+    from posthoc_bhpeft.errors import ConfigError
+
+    draws = choice is PredictiveChoice.sampled or link is LinkChoice.monte_carlo
+    if samples is not None and not draws:
+        raise ConfigError(
+            "--samples is for --predictive sampled and --link monte-carlo; nothing else draws."
+        )
+    if choice is not PredictiveChoice.linearised and link is not LinkChoice.log_odds:
+        raise ConfigError(f"--link is for --predictive linearised, not {choice.value}.")
+    if choice is PredictiveChoice.map:
+        return p.MAP()
+    if choice is PredictiveChoice.sampled:
+        return p.Sampled(samples=samples or 16, seed=seed)
+    links: dict[LinkChoice, p.Link] = {
+        LinkChoice.log_odds: p.LogOdds(),
+        LinkChoice.monte_carlo: p.MonteCarlo(samples=samples or 512, seed=seed),
+        LinkChoice.probit: p.Probit(),
+        LinkChoice.bridge: p.LaplaceBridge(),
+    }
+    return p.Linearized(link=links[link])

@@ -1,0 +1,131 @@
+"""Predictions of a checkpoint: made, measured, and written as rows."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from posthoc_bhpeft.api import BayesianPeft, Predictive
+from posthoc_bhpeft.audit import summary
+from posthoc_bhpeft.checkpoints import load_adapter
+from posthoc_bhpeft.cli.output import plain
+from posthoc_bhpeft.data.rows import TextData
+from posthoc_bhpeft.predictive import Prediction
+from posthoc_bhpeft.predictive.uncertainty import predict_point
+from posthoc_bhpeft.saving import POSTERIOR_FILE
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A checkpoint ready to predict, with a posterior or, for the trained weights, without."""
+
+    model: nn.Module
+    bayes: BayesianPeft | None
+    regression: bool
+
+    @property
+    def base(self) -> str:
+        """Where the base model came from."""
+        get_base: Any = getattr(self.model, "get_base_model", lambda: self.model)
+        return str(get_base().config._name_or_path)
+
+    def predict(self, loader: Any, predictive: Predictive, *, progress: bool) -> Prediction:
+        """Predict all batches, in the order of the loader, on the CPU."""
+        if self.bayes is not None:
+            return self.bayes.predict_loader(loader, predictive, progress=progress)
+        return _predict_without_posterior(self.model, loader, self.regression, progress)
+
+
+def load_predictor(
+    folder: Path, *, base: str | None, device: torch.device, point: bool, regression: bool
+) -> Predictor:
+    """Load a checkpoint with its posterior; for trained weights alone it needs none.
+
+    Raises:
+        CheckpointError: there is no posterior, or something does not fit.
+    """
+    if point and not (folder / POSTERIOR_FILE).is_file():
+        return Predictor(load_adapter(folder, base=base).to(device), None, regression)
+    bayes = BayesianPeft.from_pretrained(folder, base=base, device=device)
+    return Predictor(bayes.model, bayes, regression)
+
+
+def _predict_without_posterior(
+    model: nn.Module, loader: Any, regression: bool, progress: bool
+) -> Prediction:
+    from posthoc_bhpeft.batches import device_of, evaluating, forward, move, split_batch
+    from posthoc_bhpeft.likelihood import Categorical, Gaussian
+    from posthoc_bhpeft.progress import track
+
+    # Without a fit the noise of a regression is not known; 1 is what squared error assumes.
+    likelihood = Gaussian(1.0) if regression else Categorical()
+    parts = []
+    with evaluating(model), torch.no_grad():
+        for batch in track(loader, "Predict", len(loader), progress):
+            inputs, labels = split_batch(batch)
+            outputs = forward(model, move(inputs, device_of(model)))
+            parts.append(predict_point(likelihood, outputs).with_labels(labels).cpu())
+    return Prediction.concatenate(parts)
+
+
+def measure(prediction: Prediction, rows: TextData) -> dict[str, float]:
+    """Figures of a labelled split; nothing where there are no labels."""
+    if rows.labels is None or prediction.labels is None:
+        return {}
+    if prediction.probabilities is not None:
+        return dict(summary(prediction.probabilities, prediction.labels).to_dict())
+    error = prediction.logits[:, 0].double() - prediction.labels.double().reshape(-1)
+    deviation = standard_deviation(prediction)
+    nll = 0.5 * (error / deviation) ** 2 + deviation.log() + 0.5 * math.log(2.0 * math.pi)
+    return {
+        "rows": len(rows),
+        "rmse": float(error.square().mean().sqrt()),
+        "nll": float(nll.mean()),
+    }
+
+
+def standard_deviation(prediction: Prediction) -> torch.Tensor:
+    """Of a Gaussian, from its entropy `(N,)` in nats: `log(sd) + log(2 pi e) / 2`."""
+    return (prediction.total.double() - 0.5 * math.log(2.0 * math.pi * math.e)).exp()
+
+
+def prediction_rows(
+    prediction: Prediction, rows: TextData, label_names: Sequence[str] | None
+) -> Iterator[dict[str, Any]]:
+    """One JSON object a row, in the order of the data."""
+    deviations = None if prediction.probabilities is not None else standard_deviation(prediction)
+    for n, index in enumerate(rows.indices):
+        row: dict[str, Any] = {"index": index}
+        if rows.labels is not None:
+            row["label"] = rows.labels[n]
+        if prediction.probabilities is not None:
+            row["prediction"] = int(prediction.predicted[n])
+            if label_names is not None:
+                row["name"] = label_names[row["prediction"]]
+            row["probabilities"] = _rounded(prediction.probabilities[n])
+        elif deviations is not None:
+            row["prediction"] = float(prediction.logits[n, 0])
+            row["probabilities"] = None
+            row["standard_deviation"] = float(deviations[n])
+        for name in ("total", "aleatoric", "epistemic"):
+            row[name] = round(float(getattr(prediction, name)[n]), 7)
+        yield row
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines."""
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
+
+
+def _rounded(values: torch.Tensor) -> list[float]:
+    """Seven digits: more than float32 knows."""
+    return [round(float(value), 7) for value in values]

@@ -1,0 +1,138 @@
+"""The rows that a checkpoint was trained on, or those named on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from posthoc_bhpeft.checkpoints import TRAINING_FILE, checkpoint_labels
+from posthoc_bhpeft.data import ChosenRows, RowSettings, choose_rows, open_source, read_rows
+from posthoc_bhpeft.data.rows import TextData
+from posthoc_bhpeft.errors import ConfigError, DataError
+from posthoc_bhpeft.training import TrainingRecord
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder, and what it tells about its training.
+
+    Attributes:
+        folder: the folder.
+        record: of the training; None where somebody else trained it.
+        label_names: names of the classes, None for regression.
+    """
+
+    folder: Path
+    record: TrainingRecord | None
+    label_names: tuple[str, ...] | None
+
+    @property
+    def max_length(self) -> int:
+        """Tokens a text was cut at."""
+        return 128 if self.record is None else self.record.settings.max_length
+
+    @property
+    def rows(self) -> RowSettings | None:
+        """Where the training rows came from, if that is known."""
+        return None if self.record is None else self.record.rows
+
+    @property
+    def names_for_reading(self) -> tuple[str, ...] | None:
+        """Names to map labels by; a foreign checkpoint knows only how many classes there are."""
+        return self.label_names if self.record is not None else None
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read what a checkpoint folder records."""
+    known = (folder / TRAINING_FILE).is_file()
+    record = TrainingRecord.read(folder) if known else None
+    return Checkpoint(folder, record, checkpoint_labels(folder))
+
+
+def absolute(source: str) -> str:
+    """A path made absolute, so that it is found from another folder; hub names stay."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
+
+
+def training_rows(
+    checkpoint: Checkpoint,
+    named: RowSettings | None,
+    *,
+    max_rows: int | None,
+    seed: int | None,
+) -> ChosenRows:
+    """The rows to fit on: those of the training, unless others are named.
+
+    Args:
+        checkpoint: the checkpoint.
+        named: data from the command line, or None.
+        max_rows: fit on at most so many rows.
+        seed: of that draw; None takes the seed of the training.
+
+    Raises:
+        ConfigError: no data is named and none is recorded.
+        DataError: the data is gone, has changed, or has other classes.
+    """
+    recorded = checkpoint.rows
+    if named is None or (recorded is not None and _same_data(named, recorded)):
+        if checkpoint.record is None or recorded is None:
+            raise ConfigError(
+                f"{str(checkpoint.folder)!r} does not record its training rows: name them with "
+                "--data (the rows the model was trained on, not held-out ones)."
+            )
+        chosen = checkpoint.record.training_rows()
+    else:
+        if recorded is not None:
+            named = replace(named, regression=checkpoint.label_names is None)
+        chosen = choose_rows(named)
+    _check_classes(checkpoint, chosen.train)
+    if max_rows is None or max_rows >= len(chosen.train):
+        return chosen
+    draw = seed if seed is not None else (recorded.seed if recorded else 0)
+    fewer = chosen.train.draw(max_rows, draw)
+    note = f"of these, {len(fewer)} rows drawn with seed {draw}"
+    return replace(chosen, train=fewer, notes=(*chosen.notes, note))
+
+
+def rows_to_predict(
+    checkpoint: Checkpoint, named: RowSettings, split: str | None, *, ignore_labels: bool
+) -> TextData:
+    """The rows of a split: the one named, else "test", else the only one there is."""
+    source = open_source(named.source)
+    if split is None:
+        split = "test" if "test" in source.splits else source.splits[0]
+        if split != "test" and not source.single_file:
+            raise DataError(
+                f"{source.name} has no split 'test'. Choose one with --split: "
+                f"{', '.join(source.splits)}."
+            )
+    settings = replace(named, regression=checkpoint.label_names is None)
+    rows = read_rows(
+        settings,
+        source,
+        split,
+        label_names=checkpoint.names_for_reading,
+        ignore_labels=ignore_labels,
+    )
+    _check_classes(checkpoint, rows)
+    return rows
+
+
+def _same_data(named: RowSettings, recorded: RowSettings) -> bool:
+    """Whether --data names the very data of the training, read the same way."""
+    columns = ("text_column", "text_pair_column", "label_column")
+    return named.source == recorded.source and all(
+        getattr(named, name) in (None, getattr(recorded, name)) for name in columns
+    )
+
+
+def _check_classes(checkpoint: Checkpoint, rows: TextData) -> None:
+    if rows.labels is None or rows.regression or checkpoint.label_names is None:
+        return
+    have, want = len(rows.label_names or ()), len(checkpoint.label_names)
+    if have > want:
+        raise DataError(
+            f"{rows.source} ({rows.split}) has {have} classes, the checkpoint was trained for "
+            f"{want}: {', '.join(checkpoint.label_names[:12])}."
+        )
