@@ -121,7 +121,11 @@ def load_base(
         }
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
-            resolve_model(name), dtype=dtype, **options
+            resolve_model(name),
+            dtype=dtype,
+            # A base may come with a head for other classes; ours is trained, or saved beside.
+            ignore_mismatched_sizes=True,
+            **options,
         )
     except (OSError, ValueError) as error:
         raise CheckpointError(f"Could not load the model {str(name)!r}: {error}") from error

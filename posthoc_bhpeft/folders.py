@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from posthoc_bhpeft.errors import CheckpointError
 
 PENDING = ".bhpeft-pending"
 SCRATCH = ".bhpeft-scratch-"
+STALE_SECONDS = 3600
 
 
 @contextmanager
@@ -36,6 +38,7 @@ def replacing_files(folder: Path) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         finish_replacing(folder)
+        remove_stale(folder)
         scratch = Path(tempfile.mkdtemp(dir=folder, prefix=SCRATCH))
         scratch.chmod(0o755)
         yield scratch
@@ -71,6 +74,13 @@ def finish_replacing(folder: Path) -> None:
             f"moving it failed: {error}. Make the folder writable, then load or save again: that "
             "finishes it."
         ) from error
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove scratch folders that killed processes left; younger ones may still be written to."""
+    for scratch in folder.glob(f"{SCRATCH}*"):
+        if time.time() - scratch.stat().st_mtime > STALE_SECONDS:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def move_into_place(path: Path, place: Path) -> None:

@@ -8,19 +8,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import get_peft_model
+from transformers import AutoModelForSequenceClassification
 
 from posthoc_bhpeft import (
     MAP,
     BayesianPeft,
+    Bernoulli,
     DenseGGN,
     DiagonalGGN,
     FixedPrecision,
@@ -34,10 +37,10 @@ from posthoc_bhpeft import (
 )
 from posthoc_bhpeft.curvature import KroneckerGGN
 from posthoc_bhpeft.errors import CheckpointError, ConfigError, ModelError
-from posthoc_bhpeft.folders import PENDING
+from posthoc_bhpeft.folders import PENDING, SCRATCH, STALE_SECONDS
 from posthoc_bhpeft.prior import GaussianPrior
-from tests.hybrid.families import tiny_loader, tiny_model
-from tests.models import mlp, pairs, randomize, targets
+from tests.hybrid.families import tiny_batch, tiny_loader, tiny_model
+from tests.models import mlp, pairs, randomize, seeded, targets, wrap
 from tests.tuned import LABELS, assert_same, base_folder, fitted, numbers, plain_lora, tuned
 
 
@@ -73,24 +76,30 @@ CHILD = """
 import sys, torch
 from posthoc_bhpeft import BayesianPeft
 from tests.tuned import numbers
-bayes = BayesianPeft.from_pretrained(sys.argv[1])
-torch.save(numbers(bayes), sys.argv[2])
-print(bayes.model.config.id2label)
+for folder in sys.argv[1:]:
+    bayes = BayesianPeft.from_pretrained(folder)
+    torch.save(numbers(bayes), folder + ".pt")
+    print(bayes.model.config.id2label)
 """
 
 
-def test_another_process_rebuilds_the_same(bayes: BayesianPeft, saved: Path) -> None:
-    out = saved.parent / "numbers.pt"
+def test_another_process_rebuilds_the_same(tmp_path: Path) -> None:
+    fits = {
+        str(tmp_path / str(index)): fitted(make()) for index, make in enumerate(MODELS.values())
+    }
+    for folder, before in fits.items():
+        before.save_pretrained(folder)
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(saved), str(out)],
+        [sys.executable, "-c", CHILD, *fits],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    assert done.stdout.strip() == str(LABELS)
-    assert_same(numbers(bayes), torch.load(out))
+    assert done.stdout.splitlines() == [str(LABELS)] * len(fits)
+    for folder, before in fits.items():
+        assert_same(numbers(before), torch.load(f"{folder}.pt"))
 
 
 def test_a_model_may_be_given(bayes: BayesianPeft, saved: Path) -> None:
@@ -196,6 +205,32 @@ def test_a_bfloat16_base_comes_back_as_it_was(tmp_path: Path) -> None:
     assert_same(numbers(before), numbers(after))
 
 
+def test_regression_and_several_answers(tmp_path: Path) -> None:
+    kinds: dict[str, Any] = {
+        "regression": Gaussian(0.5),
+        "multi_label_classification": Bernoulli(),
+    }
+    for outputs, (problem, likelihood) in enumerate(kinds.items(), start=1):
+        # The base was made for three classes, so its head is replaced.
+        base = AutoModelForSequenceClassification.from_pretrained(
+            base_folder(),
+            num_labels=outputs,
+            problem_type=problem,
+            dtype=torch.float64,
+            ignore_mismatched_sizes=True,
+        )
+        model = wrap(base, plain_lora())
+        labels = torch.rand(4, outputs, generator=seeded(0), dtype=torch.float64)
+        batch = {**tiny_batch(model, labels=False), "labels": labels}
+        before = bayesianize(model, [batch], likelihood=likelihood, progress=False)
+        before.save_pretrained(tmp_path / problem)
+        after = BayesianPeft.from_pretrained(tmp_path / problem)
+        assert after.model.config.problem_type == problem
+        assert after.model.config.num_labels == outputs
+        assert after.likelihood == likelihood
+        assert torch.equal(before.predict(batch).covariance, after.predict(batch).covariance)
+
+
 def test_a_model_without_adapter(tmp_path: Path) -> None:
     model = tiny_model("bert")
     for name, parameter in model.named_parameters():
@@ -204,6 +239,22 @@ def test_a_model_without_adapter(tmp_path: Path) -> None:
     assert {block.kind.value for block in before.blocks} == {"head"}
     before.save_pretrained(tmp_path)
     assert_same(numbers(before), numbers(BayesianPeft.from_pretrained(tmp_path)))
+
+
+class Foreign:
+    """An operator of a user's own."""
+
+
+def test_an_operator_without_a_file_format_is_refused(tmp_path: Path) -> None:
+    model, loader = mlp(4, 3), pairs((6, 4), 3)
+    bayes = bayesianize(model, loader, curvature=DiagonalGGN(), progress=False)
+    name = bayes.blocks[0].name
+    operators = {**bayes.posterior.curvature}
+    operators[name] = Foreign()
+    posterior = replace(bayes.posterior, curvature=operators)
+    with pytest.raises(CheckpointError, match=r"is a Foreign.*Supported: KroneckerOperator"):
+        replace(bayes, posterior=posterior).save_pretrained(tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 # --- whole or not at all ---------------------------------------------------------------------
@@ -324,6 +375,15 @@ def test_an_interrupted_save_in_a_read_only_folder_says_so(
     assert hidden_files(saved) == []
 
 
+def test_what_a_killed_process_left_is_swept_up(bayes: BayesianPeft, saved: Path) -> None:
+    for name, age in (("old", 2 * STALE_SECONDS), ("young", 0)):
+        left = saved / f"{SCRATCH}{name}"
+        left.mkdir()
+        os.utime(left, (time.time() - age,) * 2)
+    bayes.save_pretrained(saved)
+    assert hidden_files(saved) == [f"{SCRATCH}young"]
+
+
 def test_saving_twice_leaves_one_of_everything(bayes: BayesianPeft, saved: Path) -> None:
     names = sorted(path.name for path in saved.iterdir())
     bayes.save_pretrained(saved)
@@ -429,6 +489,29 @@ def test_a_newer_format(saved: Path) -> None:
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="There is no folder"):
         BayesianPeft.from_pretrained(tmp_path / "nowhere")
+
+
+def test_a_name_that_the_hub_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: str) -> str:
+        raise OSError("404 Client Error.\nA long story.")
+
+    monkeypatch.setattr("posthoc_bhpeft.rebuild.snapshot_download", refuse)
+    with pytest.raises(CheckpointError, match=r"'me/typo'.*404 Client Error\.$"):
+        BayesianPeft.from_pretrained("me/typo")
+
+
+def test_a_posterior_without_a_model_beside_it(tmp_path: Path) -> None:
+    bayesianize(mlp(4, 3), pairs((6, 4), 3), progress=False).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"neither an adapter.*model=model"):
+        BayesianPeft.from_pretrained(tmp_path)
+
+
+def test_an_adapter_that_names_no_base(saved: Path) -> None:
+    config = json.loads((saved / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = None
+    (saved / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"base=.*model="):
+        BayesianPeft.from_pretrained(saved)
 
 
 def test_a_model_of_other_shapes(saved: Path) -> None:
