@@ -26,7 +26,7 @@ from posthoc_bhpeft.blocks import (
     observing,
 )
 from posthoc_bhpeft.card import CARD_FILE, explain, model_card, write_card
-from posthoc_bhpeft.checks import check_arguments, check_data
+from posthoc_bhpeft.checks import check_arguments, check_data, check_role
 from posthoc_bhpeft.curvature import Curvature, FittedCurvature, KroneckerGGN, fit_curvature
 from posthoc_bhpeft.errors import CheckpointError, ModelError
 from posthoc_bhpeft.folders import finish_replacing, replacing_files
@@ -225,7 +225,8 @@ class BayesianPeft:
         """`predict`, without looking whether the weights changed."""
         inputs, labels = split_batch(batch)
         with explaining_memory():
-            chosen = predictive or self.predictive
+            chosen = self.predictive if predictive is None else predictive
+            check_role("predictive", chosen)
             prediction = chosen.predict(self.model, self.posterior, self.likelihood, inputs)
         return prediction.with_labels(labels)
 

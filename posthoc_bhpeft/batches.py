@@ -107,8 +107,8 @@ def as_labels(labels: Any) -> Tensor | None:
         ) from error
     if tensor.dim() == 0:
         raise DataError(
-            f"The labels of a batch are the single number {tensor.item()!r}. Give one a row: a "
-            "tensor of shape (N,)."
+            f"The labels of a batch are the single number {tensor.item()!r}, not one a row. Single "
+            "rows are put into batches by DataLoader(dataset, batch_size=16)."
         )
     return tensor
 
@@ -311,6 +311,8 @@ def check_row_count(inputs: Inputs, n_labels: int) -> None:
     """
     tensors = inputs.values() if isinstance(inputs, Mapping) else (inputs,)
     n_rows = next((len(t) for t in tensors if isinstance(t, Tensor) and t.dim() > 0), n_labels)
+    if n_labels == 0:
+        raise DataError("it has no rows. Leave empty batches out.")
     if n_rows != n_labels:
         raise DataError(
             f"there are {n_rows} rows of inputs but {n_labels} labels. Give one label a row; a row "

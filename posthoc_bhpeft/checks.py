@@ -49,14 +49,22 @@ def check_arguments(model: Any, **settings: Any) -> None:
                 f"model itself. Pass model.{attribute}."
             )
     for name, value in settings.items():
-        method, example = ROLES[name]
-        if isinstance(value, type) or not hasattr(value, method):
-            hint = f" For a fixed number: FixedPrecision({value})." if is_number(value) else ""
-            hint = f" For a fixed number: FixedPrecision({value})." if is_number(value) else ""
-            raise ConfigError(
-                f"{name}={value!r} is not a {name}: an object with the method {method}() is "
-                f"needed, such as {name}={example} (with its parentheses).{hint}"
-            )
+        check_role(name, value)
+
+
+def check_role(name: str, value: Any) -> None:
+    """Raise unless a setting has the method of its role.
+
+    Raises:
+        ConfigError: If it is a string, a class, or an object of another role.
+    """
+    method, example = ROLES[name]
+    if isinstance(value, type) or not hasattr(value, method):
+        hint = f" For a fixed number: FixedPrecision({value})." if is_number(value) else ""
+        raise ConfigError(
+            f"{name}={value!r} is not a {name}: an object with the method {method}() is needed, "
+            f"such as {name}={example} (with its parentheses).{hint}"
+        )
 
 
 def is_number(value: Any) -> bool:

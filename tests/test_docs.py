@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
+import torch
+
+from tests.contracts import check_block
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -36,15 +41,29 @@ def test_extending(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_custom_layer_has_the_right_gradient() -> None:
-    import torch
-
-    from tests.contracts import check_block
-
     scope = run(ROOT / "docs" / "extending.md")
     model = torch.nn.Sequential(scope["Scale"](4), torch.nn.Linear(4, 2)).double()
     (block,) = scope["scale_blocks"]("0", model[0])
     given = (torch.randn(6, 4, dtype=torch.float64), torch.zeros(6, dtype=torch.long))
     check_block(model, block, given)
+
+
+def test_the_example_of_the_readme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a tiny model and a few rows in the place of those from the hub."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    rows = importlib.import_module("rows")
+    base = importlib.import_module("tiny").tiny_base(tmp_path / "base", rows.TEXTS)
+    table = datasets.Dataset.from_dict({"text": rows.TEXTS, "label": rows.LABELS})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict(train=table))
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "README.md"
+    line, block = next(found for found in python_blocks(page) if "bayesianize(" in found[1])
+    scope: dict[str, Any] = {}
+    exec(compile("\n" * line + block.replace("roberta-base", base), str(page), "exec"), scope)
+    assert "Laplace posterior over" in capsys.readouterr().out
+    assert scope["bayes"].posterior.n_rows == len(rows.TEXTS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

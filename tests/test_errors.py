@@ -98,8 +98,17 @@ LOADERS: dict[str, tuple[Callable[[], Any], type[BhpeftError], str]] = {
         DataError,
         "no numbers.*'a'.*label2id",
     ),
-    "one label for all": (lambda: [batch(labels=1)], DataError, "single number 1"),
+    "one label for all": (
+        lambda: [batch(labels=1)],
+        DataError,
+        r"single number 1.*DataLoader\(",
+    ),
     "too few labels": (lambda: labelled(0, 1), DataError, "4 rows of inputs but 2 labels"),
+    "an empty batch": (
+        lambda: [{name: column[:0] for name, column in batch().items()}],
+        DataError,
+        "batch 0: it has no rows",
+    ),
     "all ignored": (lambda: labelled(*[-100] * 4), DataError, "4 rows, all marked -100"),
     "a string as batch": (lambda: ["text"], DataError, "type str is not understood.*Supported"),
     "rows not collated": (lambda: [[{"x": 1}] * 3], DataError, "list of 3 entries.*collate_fn"),
@@ -261,6 +270,11 @@ def test_settings(name: str) -> None:
     settings, pattern = SETTINGS[name]
     with pytest.raises(ConfigError, match=pattern):
         bayesianize(tuned(), [batch()], progress=False, **settings)
+
+
+def test_a_predictive_of_one_call_is_checked_too() -> None:
+    with pytest.raises(ConfigError, match=r"predictive=Linearized\(\)"):
+        fitted().predict(batch(), Probit())  # type: ignore[arg-type]
 
 
 def test_a_held_out_loader_is_checked_before_the_fit(forbid_fit: None) -> None:
