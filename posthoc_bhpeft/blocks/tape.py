@@ -6,6 +6,7 @@ backward pass below the lowest block, and `.grad` of the user's model stays as i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from posthoc_bhpeft.blocks.block import Block, Observation
 from posthoc_bhpeft.errors import DeadBlockError, ModelError
@@ -48,10 +50,14 @@ class Engine(Protocol):
 
 @dataclass
 class Calls:
-    """The calls of one module in one forward pass: inputs (detached) and outputs (in the graph)."""
+    """The calls of one module in one forward pass: inputs, detached, and places in the graph.
+
+    An edge stands for an output without keeping its numbers, which nobody needs once the forward
+    pass is over.
+    """
 
     inputs: list[Tensor] = field(default_factory=list)
-    outputs: list[Tensor] = field(default_factory=list)
+    edges: list[GradientEdge] = field(default_factory=list)
 
 
 @dataclass
@@ -75,52 +81,52 @@ class HookTape:
             )
         given = args[0] if args else next(iter(kwargs.values()), output)
         self.calls[path].inputs.append(given.detach() if isinstance(given, Tensor) else output)
-        self.calls[path].outputs.append(output)
+        self.calls[path].edges.append(get_gradient_edge(output))
 
     def observe(
         self, outputs: Tensor, direction: Tensor, *, retain: bool = False
     ) -> Iterator[tuple[Block, Observation]]:
         """See `Tape.observe`."""
         cotangents = self.cotangents(outputs, direction, retain)
+        left = Counter(block.module for block in self.blocks)
         for block in self.blocks:
             pairs = zip(self.calls[block.module].inputs, cotangents[block.module], strict=True)
-            yield (
-                block,
-                concatenate(
-                    [
-                        observe_call(block, given, cotangent, len(outputs))
-                        for given, cotangent in pairs
-                    ]
-                ),
-            )
+            # A call without a gradient adds nothing; at least one has a gradient.
+            seen = [
+                observe_call(block, given, cotangent, len(outputs))
+                for given, cotangent in pairs
+                if cotangent is not None
+            ]
+            left[block.module] -= 1
+            if not left[block.module]:
+                # Given up one by one, while whoever reads this builds something as large.
+                del cotangents[block.module]
+            yield block, concatenate(seen)
 
     def cotangents(
         self, outputs: Tensor, direction: Tensor, retain: bool
-    ) -> dict[str, list[Tensor]]:
-        """Gradients at the outputs of every tapped call, by module."""
+    ) -> dict[str, list[Tensor | None]]:
+        """Gradients at the outputs of every tapped call, by module; `None` for calls unused."""
         self.check_alive()
-        tapped = [tensor for calls in self.calls.values() for tensor in calls.outputs]
+        tapped = [edge for calls in self.calls.values() for edge in calls.edges]
         gradients = torch.autograd.grad(
             outputs, tapped, direction.to(outputs), retain_graph=retain, allow_unused=True
         )
         stream = iter(gradients)
-        found: dict[str, list[Tensor]] = {}
+        found: dict[str, list[Tensor | None]] = {}
         for path, calls in self.calls.items():
-            mine = [next(stream) for _ in calls.outputs]
+            mine = [next(stream) for _ in calls.edges]
             if all(gradient is None for gradient in mine):
                 raise DeadBlockError(
                     f"The outputs of the model do not depend on {path!r}, though it ran. It is "
                     "dead weight: freeze it with requires_grad_(False)."
                 )
-            found[path] = [
-                widen(torch.zeros_like(tensor) if gradient is None else gradient)
-                for gradient, tensor in zip(mine, calls.outputs, strict=True)
-            ]
+            found[path] = [None if one is None else widen(one) for one in mine]
         return found
 
     def check_alive(self) -> None:
         """Raise if a tapped module was not called in the forward pass."""
-        dead = [path for path, calls in self.calls.items() if not calls.outputs]
+        dead = [path for path, calls in self.calls.items() if not calls.edges]
         if dead or not self.calls:
             raise DeadBlockError(
                 f"{len(dead)} tapped module(s) took no part in the forward pass, first: "

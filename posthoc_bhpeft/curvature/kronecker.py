@@ -58,15 +58,19 @@ class KroneckerAccumulator:
         p, q = self.shape
         rows = gradient.transpose(0, 1).reshape(p, -1)
         columns = gradient.reshape(-1, q)
-        left, right = rows @ rows.T, columns.T @ columns
-        self.left = left if self.left is None else self.left + left
-        self.right = right if self.right is None else self.right + right
+        self.left = add_outer(self.left, rows.T)
+        self.right = add_outer(self.right, columns)
 
     def finish(self) -> KroneckerOperator:
         left, right = required(self.left), required(self.right)
         # The trace is shared evenly, so that neither factor overflows when saved in half precision.
         root_trace = left.trace().sqrt().clamp_min(torch.finfo(left.dtype).tiny)
         return KroneckerOperator(left / root_trace, right / root_trace)
+
+
+def add_outer(total: Tensor | None, vectors: Tensor) -> Tensor:
+    """`total + sum_n v_n v_n^T` for vectors `(N, d)`; a total is added to in place."""
+    return vectors.T @ vectors if total is None else total.addmm_(vectors.T, vectors)
 
 
 def required(total: Tensor | None) -> Tensor:

@@ -68,11 +68,11 @@ class Linearized:
         with evaluating(model), engine(model, posterior.blocks) as tape:
             outputs = forward(model, move(inputs, device))
             directions, complete = self.output_directions(likelihood, outputs.detach())
-            scales = {block.name: posterior.variances(block).sqrt() for block in posterior.blocks}
-            jacobian = projected_jacobian(
-                tape, posterior.blocks, posterior.bases, outputs, directions, scales
-            )
-        small = jacobian @ jacobian.transpose(1, 2)  # (N, K, K)
+            deviations = {
+                block.name: posterior.variances(block).sqrt().to(outputs)
+                for block in posterior.blocks
+            }
+            small = projected_covariance(tape, posterior.bases, outputs, directions, deviations)
         covariance = directions @ small.to(directions) @ directions.transpose(1, 2)
         prediction = predict_gaussian_outputs(likelihood, outputs.detach(), covariance, self.link)
         return prediction if complete else replace(prediction, covariance=None)
@@ -101,13 +101,50 @@ def fewest_directions(likelihood: Likelihood, outputs: Tensor, link: Link) -> Te
     return contrast_directions(likelihood, outputs) if one is None else one.unsqueeze(-1)
 
 
+def projected_covariance(
+    tape: Tape,
+    bases: Mapping[str, Eigenbasis],
+    outputs: Tensor,
+    directions: Tensor,
+    deviations: Mapping[str, Tensor],
+) -> Tensor:
+    """Covariance of the outputs along `K` directions, block by block.
+
+    Args:
+        tape: Of the forward pass that made `outputs`.
+        bases: Eigenbasis of each block.
+        outputs: `(N, C)`.
+        directions: `(N, C, K)`; one backward pass for each `k`.
+        deviations: Standard deviations `(p, q)` along the eigenvectors of each block.
+
+    Returns:
+        `(N, K, K)`.
+    """
+    n_rows, _, n_directions = directions.shape
+    covariance = outputs.new_zeros(n_rows, n_directions, n_directions)
+    earlier: dict[str, list[Tensor]] = {}
+    for k in range(n_directions):
+        last = k == n_directions - 1
+        for block, seen in tape.observe(outputs, directions[..., k], retain=not last):
+            coordinates = bases[block.name].project(seen.gradient()) * deviations[block.name]
+            mine = coordinates.flatten(1)
+            others = earlier.setdefault(block.name, [])
+            for other, theirs in enumerate([*others, mine]):
+                product = torch.einsum("np,np->n", mine, theirs)
+                covariance[:, k, other] += product
+                if other < k:
+                    covariance[:, other, k] += product
+            if not last:
+                others.append(mine)
+    return covariance
+
+
 def projected_jacobian(
     tape: Tape,
     blocks: Sequence[Block],
     bases: Mapping[str, Eigenbasis],
     outputs: Tensor,
     directions: Tensor,
-    scales: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Gradients of `K` output directions at every weight, in the eigenbases of the blocks.
 
@@ -117,8 +154,6 @@ def projected_jacobian(
         bases: Eigenbasis of each block.
         outputs: `(N, C)`.
         directions: `(N, C, K)`; one backward pass for each `k`.
-        scales: `(p, q)` of each block, multiplied into its coordinates; such as standard
-            deviations.
 
     Returns:
         `(N, K, P)` with `P` the number of weights of all blocks.
@@ -131,8 +166,6 @@ def projected_jacobian(
         retain = k < n_directions - 1
         for block, seen in tape.observe(outputs, directions[..., k], retain=retain):
             coordinates = bases[block.name].project(seen.gradient())
-            if scales is not None:
-                coordinates = coordinates * scales[block.name].to(coordinates)
             jacobian[:, k, start : start + block.size] = coordinates.flatten(1)
             start += block.size
     return jacobian
