@@ -60,8 +60,8 @@ def main() -> None:
         )
         trainer.train()
 
-        # The Trainer's own loader, padded by its collator. Forty rows are learnt by heart, and there
-        # the evidence makes a better prior than the careful default.
+        # The Trainer's own loader, padded by its collator. Forty rows are learnt by heart;
+        # there the evidence makes a better prior than the careful default.
         bayes = bayesianize(
             trainer.model, trainer.get_train_dataloader(), prior=MarginalLikelihood()
         )
