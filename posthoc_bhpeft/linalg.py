@@ -173,6 +173,9 @@ class KroneckerEigenbasis:
 
     def project(self, matrix: Tensor) -> Tensor:
         left, right = self.left_vectors.to(matrix), self.right_vectors.to(matrix)
+        if matrix.shape[-2] > matrix.shape[-1]:
+            # The larger side last: there, all rows of all matrices are one product.
+            return (right.T @ (matrix.mT @ left)).mT
         return left.T @ matrix @ right
 
     def unproject(self, coordinates: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ def projected_covariance(
             mine = coordinates.flatten(1)
             others = earlier.setdefault(block.name, [])
             for other, theirs in enumerate([*others, mine]):
-                product = torch.einsum("np,np->n", mine, theirs)
+                product = torch.linalg.vecdot(mine, theirs)
                 covariance[:, k, other] += product
                 if other < k:
                     covariance[:, other, k] += product
