@@ -29,7 +29,7 @@ export MPLBACKEND := Agg
 .PHONY: bench-fidelity bench-cost bench-calibration results
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## make .venv and install everything (the other targets call this)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +31,13 @@ _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00")
 _RIGHT, _WRONG = "#0072B2", "#D55E00"
 _INK, _SOFT, _GRID = "#222222", "#666666", "#E4E4E4"
 _ROWS_PER_BIN = 40
+_LEGEND: dict[str, Any] = {
+    "fontsize": 9,
+    "labelcolor": _INK,
+    "facecolor": "white",
+    "edgecolor": "none",
+    "framealpha": 0.9,
+}
 
 
 def reliability_diagram(
@@ -68,9 +75,7 @@ def reliability_diagram(
     left = min(1.0 / np.shape(p)[1] for p in predictions.values())
     axes[0, 0].set(xlim=(left - 0.02, 1.015), ylim=(-0.02, 1.02), ylabel="accuracy")
     axes[1, 0].set_ylabel("rows")
-    axes[0, 0].legend(
-        loc="lower left", bbox_to_anchor=(0.0, 0.0), frameon=False, fontsize=9, labelcolor=_INK
-    )
+    axes[0, 0].legend(loc="lower left", **_LEGEND)
     return figure
 
 
@@ -124,7 +129,7 @@ def risk_coverage_plot(
     axis.axvline(100 * (1 - share), color=_SOFT, lw=1, ls=":", zorder=0)
     axis.annotate(
         f"{share:.0%} rejected ",
-        (100 * (1 - share), 0.02),
+        (100 * (1 - share), 0.95),
         xycoords=("data", "axes fraction"),
         ha="right",
         color=_SOFT,
@@ -132,7 +137,7 @@ def risk_coverage_plot(
     )
     axis.set(xlim=(0, 100.5), ylim=(0, max(130 * highest, 1.0)))
     axis.set(xlabel="rows kept, most certain first (%)", ylabel="errors among them (%)")
-    axis.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=_INK)
+    axis.legend(loc="lower right", **_LEGEND)
     _clean(axis)
     return figure
 
@@ -178,7 +183,7 @@ def uncertainty_plot(
     axis.set(xlabel="aleatoric: doubt in the data (nats)")
     axis.set(ylabel="epistemic: doubt in the weights (nats)")
     axis.set(xlim=(0, None), ylim=(0, None))
-    axis.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=_INK)
+    axis.legend(loc="upper left", **_LEGEND)
     _clean(axis)
     return figure
 
