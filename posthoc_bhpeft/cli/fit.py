@@ -214,7 +214,7 @@ def _prior(
         return s.FixedPrecision(precision)
     if choice is PriorChoice.evidence:
         return s.MarginalLikelihood(s.Grouping(per.value))
-    return s.HeldOut(held_out) if choice is PriorChoice.held_out else s.VisiblePrecision()
+    return s.HeldOut(held_out) if choice is PriorChoice.held_out else s.MatchedPrecision()
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -8,14 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from posthoc_bhpeft.checkpoints import check_output, resolve_model, whole_folder, write_json
 from posthoc_bhpeft.data import RowSettings, TextData, load_rows, make_loader
 from posthoc_bhpeft.training import TrainingResult, TrainingSettings, train
 
 if TYPE_CHECKING:
-    from posthoc_bhpeft.api import BayesianPeft
+    from posthoc_bhpeft.api import BayesianPeft, Predictive
+    from posthoc_bhpeft.data import LengthOrder
     from posthoc_bhpeft.predictive import Prediction
 
 TEST_SHARE = 0.4
@@ -105,22 +106,26 @@ def _compare(
     from posthoc_bhpeft.predictive import MAP
 
     def loader(rows: TextData) -> Any:
-        return make_loader(rows, result.tokenizer, max_length=MAX_LENGTH)
+        return make_loader(rows, result.tokenizer, max_length=MAX_LENGTH, by_length=True)
+
+    def predict(bayes: BayesianPeft, predictive: Predictive | None = None) -> Prediction:
+        batches = loader(test)
+        found = bayes.predict_loader(batches, predictive, progress=show.progress)
+        return cast("LengthOrder", batches.sampler).restore_prediction(found)
 
     show.say("\n2. One call: the posterior over everything that was trained")
     bayes = bayesianize(result.model, loader(training), progress=show.progress)
     show.say(bayes.explain())
     bayes.save_pretrained(folder / "checkpoint")
-    point = bayes.predict_loader(loader(test), MAP(), progress=show.progress)
-    ours = bayes.predict_loader(loader(test), progress=show.progress)
+    point, ours = predict(bayes, MAP()), predict(bayes)
     show.say("\n3. Messages it has never seen")
     figures = _measure(point, ours, show)
     _draw(point, ours, folder)
     show.say("4. The least certain of them, and why (nats)")
     _show_uncertain(ours, test, show)
     show.say("5. Saved, and loaded again")
-    again = BayesianPeft.from_pretrained(folder / "checkpoint")
-    figures["reloaded"] = _reload(again, loader(test), ours, show)
+    again = predict(BayesianPeft.from_pretrained(folder / "checkpoint"))
+    figures["reloaded"] = _compare_reloaded(again, ours, show)
     return figures
 
 
@@ -185,10 +190,9 @@ def _show_uncertain(ours: Prediction, test: TextData, show: Show) -> None:
         )
 
 
-def _reload(again: BayesianPeft, loader: Any, ours: Prediction, show: Show) -> dict[str, float]:
+def _compare_reloaded(loaded: Prediction, ours: Prediction, show: Show) -> dict[str, float]:
     from posthoc_bhpeft.audit import summary
 
-    loaded = again.predict_loader(loader, progress=show.progress)
     assert loaded.probabilities is not None
     assert ours.probabilities is not None
     assert loaded.labels is not None
