@@ -70,6 +70,11 @@ def test_bins_by_a_plain_loop(pair: Pair) -> None:
     assert metrics.expected_calibration_error(p, y, bins=10) == pytest.approx(error, rel=1e-10)
 
 
+def test_a_confidence_on_a_border_belongs_to_the_bin_below() -> None:
+    p = np.array([[0.75, 0.25], [0.76, 0.24], [0.6, 0.4]])
+    assert metrics.reliability(p, np.zeros(3), bins=4).counts.tolist() == [2, 1]
+
+
 def test_bins_of_equal_mass_are_equal_and_keep_every_row(pair: Pair) -> None:
     p, y = pair
     counts = metrics.reliability(p, y, bins=10, equal_mass=True).counts
@@ -132,7 +137,7 @@ def test_order_of_the_rows_does_not_matter(pair: Pair) -> None:
 
 
 def test_rejection_takes_the_most_uncertain() -> None:
-    p, y = np.tile([0.6, 0.4], (10, 1)), np.array([1, 1] + [0] * 8)
+    p, y = np.tile([0.6, 0.4], (10, 1)), np.array([1, 0, 1] + [0] * 7)
     doubt = np.array([9.0, 1.0] + [2.0] * 8)
     found = metrics.errors_after_rejection(p, y, doubt, share=0.1)
     assert (found.rejected, found.kept, found.errors, found.errors_left) == (1, 9, 2, 1.0)
