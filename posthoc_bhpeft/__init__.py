@@ -33,6 +33,7 @@ from posthoc_bhpeft.selection import (
     Grouping,
     HeldOut,
     MarginalLikelihood,
+    MatchedPrecision,
     PriorRule,
     VisiblePrecision,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "Linearized",
     "LogOdds",
     "MarginalLikelihood",
+    "MatchedPrecision",
     "MonteCarlo",
     "Posterior",
     "Prediction",

@@ -46,7 +46,7 @@ from posthoc_bhpeft.rebuild import (
     talking_to_hub,
 )
 from posthoc_bhpeft.saving import SavedPosterior, load_posterior, read_record, save_posterior
-from posthoc_bhpeft.selection import HeldOut, LaplaceFit, PriorChoice, PriorRule, VisiblePrecision
+from posthoc_bhpeft.selection import HeldOut, LaplaceFit, MatchedPrecision, PriorChoice, PriorRule
 
 
 class Predictive(Protocol):
@@ -65,7 +65,7 @@ def bayesianize(
     *,
     likelihood: Likelihood = Categorical(),
     curvature: Curvature = KroneckerGGN(),
-    prior: PriorRule = VisiblePrecision(),
+    prior: PriorRule = MatchedPrecision(),
     predictive: Predictive = Linearized(),
     recognizers: Sequence[Recognizer] = DEFAULT_RECOGNIZERS,
     engine: Engine = observing,

@@ -25,7 +25,7 @@ from posthoc_bhpeft.evidence import (
     best_precision,
     best_visible_precision,
 )
-from posthoc_bhpeft.jackknife import guarded_precision
+from posthoc_bhpeft.jackknife import guarded_precision, matched_precision
 from posthoc_bhpeft.likelihood import Bernoulli, Gaussian, Likelihood
 from posthoc_bhpeft.predictive.links import Link, LogOdds
 from posthoc_bhpeft.predictive.spectrum import CovarianceSpectrum
@@ -98,8 +98,11 @@ class FixedPrecision(PriorRule):
     value: float
 
     def __post_init__(self) -> None:
-        if not self.value > 0:
-            raise ConfigError(f"FixedPrecision({self.value!r}): a precision must be above 0.")
+        number = isinstance(self.value, (int, float)) and math.isfinite(self.value)
+        if not number or self.value <= 0:
+            raise ConfigError(
+                f"FixedPrecision({self.value!r}): a precision is a finite number above 0."
+            )
 
     def choose(self, fit: LaplaceFit) -> PriorChoice:
         """The given precision; the noise of a Gaussian likelihood is still learnt."""
@@ -139,51 +142,77 @@ class MarginalLikelihood(PriorRule):
 
 
 @dataclass(frozen=True)
-class VisiblePrecision(PriorRule):
-    """The default: a prior as wide as the weights that the data see, and no wider than they allow.
+class MatchedPrecision(PriorRule):
+    """The default: a prior whose log-odds are as large as the network's, and no wider than safe.
 
-    Two steps, neither of which needs a held-out row:
+    Two steps from one more pass over training rows; neither needs a held-out row:
 
-    1. The *visible precision* `1 / d = sum_i s_i z_i^2 / sum_i s_i`, `s_i = l_i / (l_i + d)`: the
-       prior variance is the mean square of the weights, each counted as far as the data determine
-       it. It is MacKay's fixed point without the drift that gradient noise leaves in directions
-       the data cannot see (`evidence.best_visible_precision`).
+    1. The *matched precision*, at which the prior predicts log-odds of the predicted class as large
+       as those of the trained network (`jackknife.matched_precision`).
     2. The *jackknife guard*: the precision is raised as far as the training rows ask, each judged
        by the model without it (`jackknife.guarded_precision`). It can only move predictions
        towards those of the trained model; it is what keeps an accurate network from being made
        unsure of itself.
 
+    In regression there are no log-odds, and `VisiblePrecision` is used.
+
     Args:
-        guarded: Take the second step, which costs one more pass over the guard rows.
-        guard_rows: Use at most about so many, evenly spread over the training data.
+        max_rows: Use at most about so many rows, evenly spread over the training data.
     """
 
-    guarded: bool = True
-    guard_rows: int = 2048
+    max_rows: int = 2048
 
     def choose(self, fit: LaplaceFit) -> PriorChoice:
-        """The visible precision, raised by the guard in classification."""
+        """The matched precision, raised by the guard."""
+        if isinstance(fit.likelihood, Gaussian):
+            return VisiblePrecision().choose(fit)
+        rows = spread(fit.training, self.max_rows, fit.evidence.n_rows)
+        spectra = list(fit.spectra(rows, LogOdds()))
+        matched = matched_precision(fit.likelihood, spectra)
+        chosen = guarded_precision(fit.likelihood, spectra, matched)
+        reason = (
+            f"Prior precision {matched:.3g}, at which the prior's log-odds are as large as the "
+            "network's on training rows."
+        )
+        if chosen > matched:
+            reason += (
+                f" Raised to {chosen:.3g}: training rows, each judged without itself, were "
+                "predicted better by a surer model."
+            )
+        if chosen > 1000 * matched:
+            reason += (
+                " That leaves the trained model's predictions nearly as they were; "
+                "HeldOut(loader) can tell from held-out rows whether they are too sure."
+            )
+        return PriorChoice(dict.fromkeys(fit.evidence.spectra, chosen), reason)
+
+
+@dataclass(frozen=True)
+class VisiblePrecision(PriorRule):
+    """The evidence's fixed point, counting only the weights that the data can see.
+
+    `1 / d = sum_i s_i z_i^2 / sum_i s_i`, `s_i = l_i / (l_i + d)`: the prior variance is the mean
+    square of the weights, each counted as far as the data determine it. It is MacKay's fixed point
+    without the drift that gradient noise leaves in directions the data cannot see
+    (`evidence.best_visible_precision`).
+
+    Args:
+        per: Which blocks share a precision.
+    """
+
+    per: Grouping = Grouping.MODEL
+
+    def choose(self, fit: LaplaceFit) -> PriorChoice:
+        """The precisions at the fixed point."""
         precision, noise = with_noise(
-            fit.evidence,
-            lambda evidence: by_group(evidence, Grouping.MODEL, best_visible_precision),
+            fit.evidence, lambda evidence: by_group(evidence, self.per, best_visible_precision)
         )
         evidence = fit.evidence.at_noise(noise) if noise else fit.evidence
-        visible = next(iter(precision.values()))
-        gamma = sum(evidence.effective_parameters(precision).values())
         reason = (
-            f"Prior precision {visible:.3g}: the {gamma:.0f} effective parameters that "
-            f"{evidence.n_rows} rows determine have a mean square of {1 / visible:.2g}."
+            "Prior precision from the weights that the data can see, one a "
+            f"{self.per.value}: {describe(precision, evidence, self.per)}; "
+            f"{sum(evidence.effective_parameters(precision).values()):.0f} effective parameters."
         )
-        if self.guarded and not isinstance(fit.likelihood, Gaussian):
-            rows = spread(fit.training, self.guard_rows, evidence.n_rows)
-            chosen = guarded_precision(fit.likelihood, fit.spectra(rows, LogOdds()), visible)
-            precision = dict.fromkeys(precision, chosen)
-            reason += (
-                f" Raised to {chosen:.3g}, because training rows, each judged without itself, were "
-                "predicted better by a surer model."
-                if chosen > visible
-                else " Training rows, each judged without itself, ask for no surer model."
-            )
         return PriorChoice(precision, reason, noise)
 
 

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from posthoc_bhpeft.jackknife import Margins, guarded_precision, left_out_nll, margins_of
+from posthoc_bhpeft.jackknife import (
+    LeftOut,
+    Margins,
+    guarded_precision,
+    left_out,
+    margins_of,
+    matched_precision,
+)
 from posthoc_bhpeft.likelihood import Bernoulli, Categorical
 from posthoc_bhpeft.predictive.links import LogOdds
 from posthoc_bhpeft.predictive.spectrum import CovarianceSpectrum
@@ -52,10 +59,34 @@ def test_the_loss_by_hand():
         torch.tensor([0.0]).double(),
         torch.tensor([[0.5], [0.0]]).double(),
     )
-    left_out = 2.0 + 0.5 * torch.tensor(2.0).double().sigmoid()
-    soft = left_out / torch.sqrt(torch.tensor(1 + torch.pi / 8 * 0.5).double())
-    expected = torch.stack([-(1 - soft.sigmoid()).log(), -(1 - left_out.sigmoid()).log()])
-    assert torch.allclose(left_out_nll(margins), expected)
+    moved = 2.0 + 0.5 * torch.tensor(2.0).double().sigmoid()
+    soft = moved / torch.sqrt(torch.tensor(1 + torch.pi / 8 * 0.5).double())
+    found = left_out(margins)
+    assert found.counts.tolist() == [1, 0]
+    # One miss, whose target after Platt is 1/3.
+    expected = [
+        float(-(2 / 3 * (1 - q).log() + 1 / 3 * q.log())) for q in (soft.sigmoid(), moved.sigmoid())
+    ]
+    assert found.nll().tolist() == pytest.approx(expected)
+
+
+def test_a_few_rows_without_an_error_are_no_proof_of_certainty():
+    sure = torch.tensor([[1e-6, 1e-3, 0.05, 0.3]]).double()
+    logs = torch.zeros(2, 2, 4, dtype=torch.float64)
+    logs[1] = torch.stack([sure[0].log(), (1 - sure[0]).log()])
+    few = LeftOut(torch.tensor([0.0, 18.0]).double(), 18 * logs).nll()
+    many = LeftOut(torch.tensor([0.0, 1e6]).double(), 1e6 * logs).nll()
+    assert int(few.argmin()) == 2
+    assert int(many.argmin()) == 0
+
+
+def test_the_matched_precision_gives_the_prior_the_margins_of_the_network():
+    outputs = torch.tensor([[3.0, 0.0, 1.0], [0.0, 1.0, 0.5]]).double()
+    energy = torch.tensor([4.0, 6.0]).double()
+    rows = spectrum(outputs, torch.tensor([0, 1]), energy)
+    margin = LogOdds.margin(outputs)
+    expected = float(energy.sum() / margin.square().sum())
+    assert matched_precision(Categorical(), [rows]) == pytest.approx(expected)
 
 
 def test_an_accurate_network_is_not_made_unsure():

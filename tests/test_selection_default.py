@@ -3,12 +3,18 @@
 import pytest
 import torch
 
-from posthoc_bhpeft import bayesianize
+from posthoc_bhpeft import MAP, bayesianize
 from posthoc_bhpeft.blocks import Kind
 from posthoc_bhpeft.evidence import BlockSpectrum, LaplaceEvidence, best_visible_precision
-from posthoc_bhpeft.likelihood import Categorical
-from posthoc_bhpeft.selection import LaplaceFit, MarginalLikelihood, VisiblePrecision, spread
-from tests.models import mlp, pairs
+from posthoc_bhpeft.likelihood import Categorical, Gaussian
+from posthoc_bhpeft.selection import (
+    Grouping,
+    LaplaceFit,
+    MarginalLikelihood,
+    VisiblePrecision,
+    spread,
+)
+from tests.models import mlp, pairs, targets
 
 
 def spectrum(eigenvalues, movement, kind=Kind.LORA):
@@ -44,19 +50,35 @@ def test_it_is_the_fixed_point_of_effective_parameters_over_visible_movement():
 
 def test_with_drift_it_is_narrower_than_plain_evidence():
     fit = a_fit(spectrum([5.0, 1.0, 0.001], [0.3, 0.2, 20.0]))
-    visible = VisiblePrecision(guarded=False).choose(fit).precision["block 0"]
+    visible = VisiblePrecision().choose(fit).precision["block 0"]
     assert visible > MarginalLikelihood().choose(fit).precision["block 0"]
 
 
-def test_the_guard_never_lowers_the_precision_and_is_explained():
+def test_one_precision_a_kind():
+    fit = a_fit(spectrum([2.0] * 2, [1.0, 1]), spectrum([2.0] * 2, [4.0, 4], Kind.PREFIX))
+    choice = VisiblePrecision(Grouping.KIND).choose(fit)
+    assert choice.precision == pytest.approx({"block 0": 1.0, "block 1": 0.25})
+    assert "lora 1" in choice.reason
+    assert "prefix 0.25" in choice.reason
+
+
+def test_the_default_never_makes_predictions_surer_or_other_and_says_why():
     model, loader = mlp(3, 4, 3), pairs((6, 3), 3)
-    plain = bayesianize(model, loader, prior=VisiblePrecision(guarded=False), progress=False)
-    guarded = bayesianize(model, loader, progress=False)
-    before = set(plain.posterior.prior.precision.values())
-    after = set(guarded.posterior.prior.precision.values())
-    assert len(before) == len(after) == 1
-    assert after.pop() >= before.pop()
-    assert "judged without itself" in guarded.reason
+    bayes = bayesianize(model, loader, progress=False)
+    assert len(set(bayes.posterior.prior.precision.values())) == 1
+    assert "as large as the network's" in bayes.reason
+    ours, plain = bayes.predict(loader[0]), bayes.predict(loader[0], MAP())
+    assert torch.equal(ours.predicted, plain.predicted)
+    assert bool((ours.probabilities.amax(-1) <= plain.probabilities.amax(-1) + 1e-12).all())
+
+
+def test_regression_takes_the_visible_precision():
+    model, loader = mlp(3, 4, 1), targets((8, 3), 1)
+    default = bayesianize(model, loader, likelihood=Gaussian(), progress=False)
+    visible = bayesianize(
+        model, loader, likelihood=Gaussian(), prior=VisiblePrecision(), progress=False
+    )
+    assert default.posterior.prior.precision == visible.posterior.prior.precision
 
 
 def test_batches_of_the_guard_are_spread_over_the_loader():
