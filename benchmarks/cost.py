@@ -1,0 +1,291 @@
+"""What do fitting and predicting cost, in units of plain training and a plain forward pass?
+
+    OMP_NUM_THREADS=1 python benchmarks/cost.py --output benchmarks/results/cost.md
+
+MiniLM (real weights) with LoRA, adapters and prefix, texts of 64 tokens. Times are ratios a batch:
+every case takes its turn in each round, in one process, and the ratio is the median over rounds of
+the ratio within a round, so that what else the machine does hits all cases alike. A fit runs over
+several batches, as fits do: what it does once (find the blocks, look whether rows are apart) is
+shared by them. Memory is the rise of the resident set above the loaded model, at its peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+
+from posthoc_bhpeft import (
+    BayesianPeft,
+    Categorical,
+    Contrasts,
+    FixedPrecision,
+    HybridConfig,
+    KroneckerGGN,
+    Linearized,
+    RandomSigns,
+    bayesianize,
+    discover,
+)
+from posthoc_bhpeft.checkpoints import resolve_model
+from posthoc_bhpeft.curvature import fit_curvature
+
+TOKENS, ROWS, FIT_BATCHES = 64, 16, 16
+Batch = dict[str, Tensor]
+Case = Callable[[], object]
+
+
+def minilm(n_classes: int, *, hybrid: bool = True) -> PeftModel:
+    """MiniLM with the default hybrid, or with plain LoRA of the same rank; nothing starts at 0."""
+    from transformers import AutoModelForSequenceClassification
+
+    base = AutoModelForSequenceClassification.from_pretrained(
+        resolve_model("minilm"), num_labels=n_classes
+    )
+    config = (
+        HybridConfig(task_type="SEQ_CLS")
+        if hybrid
+        else LoraConfig(task_type="SEQ_CLS", r=8, target_modules=["query", "value"])
+    )
+    model = get_peft_model(base, config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def batch_of(model: PeftModel, seed: int = 0) -> Batch:
+    """Random tokens, no padding."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1000, 20000, (ROWS, TOKENS), generator=generator)
+    labels = torch.randint(0, model.config.num_labels, (ROWS,), generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def training(model: PeftModel, batch: Batch, n_batches: int = 1) -> None:
+    """Plain forward and backward passes with gradients of everything trainable."""
+    for _ in range(n_batches):
+        model.zero_grad()
+        model(**batch).loss.backward()
+
+
+def forward(model: PeftModel, batch: Batch) -> None:
+    """A plain forward pass without gradients."""
+    with torch.no_grad():
+        model(**batch)
+
+
+def fit(model: PeftModel, batch: Batch, curvature: KroneckerGGN, n_batches: int = 1) -> None:
+    """The curvature of so many batches, from finding the blocks to the finished factors."""
+    fit_curvature(model, discover(model), [batch] * n_batches, Categorical(), curvature)
+
+
+def bayesianized(model: PeftModel, batch: Batch) -> BayesianPeft:
+    """A posterior to predict with."""
+    return bayesianize(model, [batch], prior=FixedPrecision(10.0), progress=False)
+
+
+class Logits(nn.Module):
+    """What laplace-torch wants to call."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits of a batch that may hold labels."""
+        logits: Tensor = self.model(batch["input_ids"], batch["attention_mask"]).logits
+        return logits
+
+
+def laplace_fit(model: PeftModel, batch: Batch) -> None:
+    """laplace-torch's Kronecker factors of one batch, from its default backend."""
+    from laplace.curvature import CurvlinopsGGN
+
+    CurvlinopsGGN(Logits(model), "classification").kron(batch, batch["labels"], N=ROWS)
+
+
+def timed(cases: Mapping[str, tuple[Case, int]], rounds: int) -> dict[str, list[float]]:
+    """Seconds a batch of every case in every round, after one round to warm up.
+
+    Processor time of this process: on one thread it is what the clock shows on an idle machine, and
+    it does not count the time that others hold the processor.
+    """
+    found: dict[str, list[float]] = {name: [] for name in cases}
+    for index in range(rounds + 1):
+        for name, (case, n_batches) in cases.items():
+            start = time.process_time()
+            case()
+            if index:
+                found[name].append((time.process_time() - start) / n_batches)
+    return found
+
+
+def ratio(seconds: Mapping[str, list[float]], case: str, unit: str) -> list[float]:
+    """The ratio of two cases in each round."""
+    return [a / b for a, b in zip(seconds[case], seconds[unit], strict=True)]
+
+
+def measure_times(rounds: int) -> list[tuple[str, str, list[float], float | None]]:
+    """Name, unit, ratio in each round, and the target, where there is one."""
+    two, three, plain = minilm(2), minilm(3), minilm(3, hybrid=False)
+    b2, b3 = batch_of(two), batch_of(three)
+    contrasts, signs = KroneckerGGN(Contrasts()), KroneckerGGN(RandomSigns())
+    bayes = bayesianized(three, b3)
+    one_pass = Linearized(max_passes=1)
+
+    def trained(model: PeftModel, batch: Batch) -> tuple[Case, int]:
+        return lambda: training(model, batch, 4), 4
+
+    def fitted(model: PeftModel, batch: Batch, curvature: KroneckerGGN) -> tuple[Case, int]:
+        return lambda: fit(model, batch, curvature, FIT_BATCHES), FIT_BATCHES
+
+    seconds = timed(
+        {
+            "training, 2 classes": trained(two, b2),
+            "exact, 2 classes": fitted(two, b2, contrasts),
+            "training, 3 classes": trained(three, b3),
+            "signs": fitted(three, b3, signs),
+            "exact, 3 classes": fitted(three, b3, contrasts),
+            "forward": (lambda: forward(three, b3), 1),
+            "predict": (lambda: bayes.predict(b3, Linearized()), 1),
+            "predict, one direction": (lambda: bayes.predict(b3, one_pass), 1),
+            "training, LoRA": trained(plain, b3),
+            "laplace-torch": (lambda: laplace_fit(plain, b3), 1),
+            "exact, LoRA": fitted(plain, b3, contrasts),
+        },
+        rounds,
+    )
+
+    def row(name: str, case: str, unit: str, target: float | None = None) -> Any:
+        return name, unit, ratio(seconds, case, unit), target
+
+    return [
+        row("fit, random signs, 3 classes", "signs", "training, 3 classes", 1.15),
+        row("fit, exact, 2 classes", "exact, 2 classes", "training, 2 classes", 1.15),
+        row("fit, exact, 3 classes", "exact, 3 classes", "training, 3 classes", 2.2),
+        row("fit on LoRA alone, exact, 3 classes", "exact, LoRA", "training, LoRA"),
+        row("laplace-torch's fit on LoRA alone, 3 classes", "laplace-torch", "training, LoRA"),
+        row("predict, linearised, 3 classes", "predict", "forward", 3.5),
+        row("predict, linearised, one direction a row", "predict, one direction", "forward"),
+    ]
+
+
+def peak_rise(case: Case) -> float:
+    """Rise of the resident set during one call, at its peak, in MiB (Linux)."""
+    # Writing 5 there resets the peak that the kernel keeps.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = psutil.Process().memory_info().rss / 2**20
+    case()
+    status = Path("/proc/self/status").read_text()
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(peak.split()[1]) / 2**10 - before
+
+
+def memory_case(name: str) -> float:
+    """The peak of one case, in this process, once its libraries are warm."""
+    model = minilm(3)
+    batch = batch_of(model)
+    bayes = bayesianized(model, {key: value[:1] for key, value in batch.items()})
+    cases: dict[str, Callable[[Batch], object]] = {
+        "training": lambda b: training(model, b),
+        "fit, random signs": lambda b: fit(model, b, KroneckerGGN(RandomSigns()), 2),
+        "fit, exact": lambda b: fit(model, b, KroneckerGGN(Contrasts()), 2),
+        "predict": lambda b: bayes.predict(b, Linearized()),
+    }
+    cases[name]({key: value[:1] for key, value in batch.items()})
+    return peak_rise(lambda: cases[name](batch))
+
+
+def measure_memory() -> dict[str, float]:
+    """Peaks in MiB by case, each in a fresh process that returns freed memory at once."""
+    environment = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+    }
+    found = {}
+    for name in ("training", "fit, random signs", "fit, exact", "predict"):
+        command = [sys.executable, __file__, "--memory-case", name]
+        result = subprocess.run(
+            command, capture_output=True, text=True, check=True, env=environment
+        )
+        found[name] = json.loads(result.stdout.splitlines()[-1])
+    return found
+
+
+def verdict(value: float, target: float | None) -> str:
+    """The target and whether it was met."""
+    if target is None:
+        return "–"
+    return f"at most {target:g}: {'met' if value <= target else '**missed**'}"
+
+
+def report(rounds: int) -> str:
+    """Measure everything and write it up."""
+    lines = [
+        "# Cost of fitting and predicting",
+        "",
+        f"Command: `OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')} python "
+        f"benchmarks/cost.py {' '.join(sys.argv[1:])}`  ",
+        f"Date: {datetime.date.today().isoformat()}; torch {version('torch')}, transformers "
+        f"{version('transformers')}, peft {version('peft')}, laplace-torch "
+        f"{version('laplace-torch')}; CPU, {torch.get_num_threads()} thread  ",
+        f"MiniLM with the default hybrid (LoRA, adapters, prefix, head), {ROWS} rows of {TOKENS} "
+        f"tokens, float32; fits over {FIT_BATCHES} batches; medians over {rounds} rounds, in "
+        "brackets the quartiles.",
+        "",
+        "| case | in units of | ratio | target |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, unit, ratios, target in measure_times(rounds):
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        lines.append(
+            f"| {name} | {unit} | {middle:.2f} ({low:.2f} to {high:.2f}) | "
+            f"{verdict(middle, target)} |"
+        )
+    memory = measure_memory()
+    lines += ["", "| case | peak above the loaded model | over training's | target |"]
+    lines.append("| --- | --- | --- | --- |")
+    for name, peak in memory.items():
+        times = peak / memory["training"]
+        target = None if name == "training" else 1.2
+        lines.append(f"| {name} | {peak:.0f} MiB | {times:.2f} | {verdict(times, target)} |")
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    """Parse the command line, run, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--memory-case", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory_case:
+        print(json.dumps(memory_case(arguments.memory_case)))
+        return
+    text = report(arguments.rounds)
+    print(text)
+    if arguments.output is not None:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
