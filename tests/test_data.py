@@ -168,6 +168,19 @@ def test_known_names_decide_the_order(tmp_path):
     assert data.labels == (1, 0)
 
 
+def test_other_names_than_the_known_ones_are_pointed_out(tmp_path):
+    folder = make_folder(tmp_path)
+    assert not any("CAUTION" in note for note in load_rows(folder).notes)
+    data = load_rows(folder, label_names=("no", "yes"))
+    assert any("names its classes bad, good" in note for note in data.notes)
+
+
+def test_a_damaged_file_says_where(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "x"\n', encoding="utf-8")
+    with pytest.raises(DataError, match="row 0"):
+        load_rows(tmp_path / "rows.jsonl")
+
+
 def test_floats_are_regression_and_said_so(tmp_path):
     data = read(tmp_path, labelled(0.5, 2.25))
     assert data.regression

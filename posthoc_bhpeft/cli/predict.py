@@ -118,7 +118,8 @@ def predict(
             drop_unlabelled=drop_unlabelled,
         )
         rows = rows_to_predict(found, named, split, ignore_labels=ignore_labels)
-        rows = rows.draw(max_rows, seed)
+        drawn = rows.draw(max_rows, seed)
+        rows = drawn.take(sorted(range(len(drawn)), key=drawn.indices.__getitem__))
         out.say(f"{len(rows)} rows of {rows.source} ({rows.split}); {'; '.join(rows.notes)}")
         predictor = load_predictor(
             folder,

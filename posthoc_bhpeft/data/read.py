@@ -66,6 +66,10 @@ def load_rows(
         drop=drop_unlabelled,
         where=where,
     )
+    notes = _notes(columns, labels, dropped=len(rows) - len(kept))
+    if labels is not None and label_names and place.label_names not in (None, labels.names):
+        theirs, ours = ", ".join(place.label_names or ()), ", ".join(label_names)
+        notes += (f"CAUTION: the data names its classes {theirs}, but they are read as {ours}",)
     used = {columns.text, columns.pair, columns.label}
     return TextData(
         texts=_texts(rows, columns.text, kept, where),
@@ -77,7 +81,7 @@ def load_rows(
         indices=tuple(kept),
         source=place.name,
         split=split,
-        notes=_notes(columns, labels, dropped=len(rows) - len(kept)),
+        notes=notes,
     )
 
 

@@ -78,7 +78,9 @@ def read_split(source: Source, split: str) -> Any:
     except DataError:
         raise
     except Exception as error:  # datasets raises many kinds; all mean the same here
-        raise DataError(f"Could not read the split {split!r} of {source.name}: {error}") from error
+        # datasets wraps the parser's own words, which tell the line.
+        reason = error.__cause__ or error
+        raise DataError(f"Could not read the split {split!r} of {source.name}: {reason}") from error
 
 
 def _open_folder(folder: Path) -> Source:

@@ -163,6 +163,13 @@ def test_every_choice_of_the_fit(trained, tmp_path, options):
     assert result["reason"]
 
 
+def test_drawn_rows_stay_in_the_order_of_the_data(trained, tmp_path):
+    ok("predict", trained, "--predictive", "map", "--max-rows", 9, "--output", tmp_path / "out")
+    indices = [row["index"] for row in lines(tmp_path / "out")]
+    assert len(indices) == 9
+    assert indices == sorted(indices)
+
+
 def test_rows_without_labels_are_predicted(fitted, tmp_path):
     rows = [{"text": row["text"]} for row in make_rows(5)]
     path = write_jsonl(tmp_path / "new.jsonl", rows)
