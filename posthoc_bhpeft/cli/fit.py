@@ -48,15 +48,17 @@ def fit(
         PriorChoice,
         typer.Option(
             "--prior",
-            help="How the prior precision is chosen: by what the data see of the weights (safe on "
-            "every set), by evidence, by held-out rows, or given with --precision.",
+            help="How the prior precision is chosen: matched to the network's log-odds and guarded "
+            "by training rows (the safe default), by what the data see of the weights, by "
+            "evidence, by held-out rows, or given with --precision.",
         ),
-    ] = PriorChoice.visible,
+    ] = PriorChoice.matched,
     precision: Annotated[
         float | None, typer.Option("--precision", help="Prior precision for --prior fixed.")
     ] = None,
     per: Annotated[
-        GroupChoice, typer.Option("--per", help="With --prior evidence: one precision for each.")
+        GroupChoice,
+        typer.Option("--per", help="With --prior evidence or visible: one precision for each."),
     ] = GroupChoice.model,
     curvature: Annotated[
         CurvatureChoice, typer.Option("--curvature", help="Estimator of the curvature.")
@@ -203,8 +205,11 @@ def _prior(
 
     if (choice is PriorChoice.fixed) != (precision is not None):
         raise ConfigError("--prior fixed and --precision VALUE go together.")
-    if per is not GroupChoice.model and choice is not PriorChoice.evidence:
-        raise ConfigError(f"--per {per.value} needs --prior evidence; the others choose one.")
+    grouped = (PriorChoice.evidence, PriorChoice.visible)
+    if per is not GroupChoice.model and choice not in grouped:
+        raise ConfigError(
+            f"--per {per.value} needs --prior evidence or visible; the others choose one precision."
+        )
     if choice is PriorChoice.held_out and held_out is None:
         raise ConfigError(
             "--prior held-out needs validation rows, and the training kept none "
@@ -214,6 +219,8 @@ def _prior(
         return s.FixedPrecision(precision)
     if choice is PriorChoice.evidence:
         return s.MarginalLikelihood(s.Grouping(per.value))
+    if choice is PriorChoice.visible:
+        return s.VisiblePrecision(s.Grouping(per.value))
     return s.HeldOut(held_out) if choice is PriorChoice.held_out else s.MatchedPrecision()
 
 

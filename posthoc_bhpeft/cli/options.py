@@ -54,6 +54,7 @@ class PeftChoice(str, Enum):
 class PriorChoice(str, Enum):
     """How the prior precision is chosen."""
 
+    matched = "matched"
     visible = "visible"
     evidence = "evidence"
     held_out = "held-out"
