@@ -72,7 +72,9 @@ class Homemade:
     depth: int = 3
 
 
-@pytest.mark.parametrize("value", [Homemade(), object(), Homemade], ids=["setting", "object", "class"])
+@pytest.mark.parametrize(
+    "value", [Homemade(), object(), Homemade], ids=["setting", "object", "class"]
+)
 def test_a_strangers_setting_is_written_but_not_made_up(value: Any) -> None:
     content = json.loads(json.dumps(encode(value)))
     with pytest.raises(CheckpointError, match=r"predictive=\.\.\."):
