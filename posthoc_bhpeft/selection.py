@@ -179,10 +179,11 @@ class MatchedPrecision(PriorRule):
                 f" Raised to {chosen:.3g}: training rows, each judged without itself, were "
                 "predicted better by a surer model."
             )
-        if chosen > 1000 * matched:
+        if chosen > 50 * matched:
             reason += (
-                " That leaves the trained model's predictions nearly as they were; "
-                "HeldOut(loader) can tell from held-out rows whether they are too sure."
+                " That leaves the trained model's predictions nearly as they were, and epistemic "
+                "uncertainty small; HeldOut(loader) can tell from held-out rows whether they are "
+                "too sure."
             )
         return PriorChoice(dict.fromkeys(fit.evidence.spectra, chosen), reason)
 
