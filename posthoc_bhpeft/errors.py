@@ -11,11 +11,10 @@ BhpeftError
 ├── ConfigError                   a setting is out of range or contradicts another
 ├── MemoryLimitError              a fit or a batch does not fit into memory
 ├── CheckpointError               a saved posterior cannot be read or does not fit the model
-├── HybridError                   a hybrid of LoRA, adapter and prefix cannot do what was asked
-│   ├── TargetError               a target matches no module, or one of the wrong kind
-│   │   └── PrefixUnsupportedError  the model's attention takes no prefix
-│   └── NotMergeableError         a part cannot be merged into the base weights
-└── NotDecomposableError          an operation would need an approximation nobody asked for
+└── HybridError                   a hybrid of LoRA, adapter and prefix cannot do what was asked
+    ├── TargetError               a target matches no module, or one of the wrong kind
+    │   └── PrefixUnsupportedError  the model's attention takes no prefix
+    └── NotMergeableError         a part cannot be merged into the base weights
 """
 
 from __future__ import annotations
@@ -63,10 +62,6 @@ class MemoryLimitError(BhpeftError):
 
 class CheckpointError(BhpeftError):
     """A saved posterior cannot be read or does not fit the model."""
-
-
-class NotDecomposableError(BhpeftError):
-    """An operation would need an approximation that nobody asked for by name."""
 
 
 class HybridError(BhpeftError):
