@@ -26,8 +26,8 @@ from typing import Any
 
 import psutil
 import torch
+from logits import Batch, Logits
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
 
 from posthoc_bhpeft import (
     BayesianPeft,
@@ -45,7 +45,6 @@ from posthoc_bhpeft.checkpoints import resolve_model
 from posthoc_bhpeft.curvature import fit_curvature
 
 TOKENS, ROWS, FIT_BATCHES = 64, 16, 16
-Batch = dict[str, Tensor]
 Case = Callable[[], object]
 
 
@@ -99,19 +98,6 @@ def fit(model: PeftModel, batch: Batch, curvature: KroneckerGGN, n_batches: int 
 def bayesianized(model: PeftModel, batch: Batch) -> BayesianPeft:
     """A posterior to predict with."""
     return bayesianize(model, [batch], prior=FixedPrecision(10.0), progress=False)
-
-
-class Logits(nn.Module):
-    """What laplace-torch wants to call."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits of a batch that may hold labels."""
-        logits: Tensor = self.model(batch["input_ids"], batch["attention_mask"]).logits
-        return logits
 
 
 def laplace_fit(model: PeftModel, batch: Batch) -> None:

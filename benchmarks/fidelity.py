@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from logits import Batch, Logits
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import BertConfig, LlamaConfig
@@ -42,7 +43,6 @@ from posthoc_bhpeft.curvature import Curvature, fit_curvature
 
 VOCABULARY, CLASSES, HIDDEN = 40, 3, 32
 PAD, FIRST_MARKER, FIRST_WORD = 0, 1, 4
-Batch = dict[str, Tensor]
 Matrices = dict[str, Tensor]
 
 
@@ -141,19 +141,6 @@ def dense_blocks(
         generator=torch.Generator().manual_seed(0),
     )
     return {name: operator.dense() for name, operator in fitted.operators.items()}
-
-
-class Logits(nn.Module):
-    """What laplace-torch wants to call."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits of a batch that may hold labels."""
-        logits: Tensor = self.model(batch["input_ids"], batch["attention_mask"]).logits
-        return logits
 
 
 def laplace_blocks(model: PeftModel, batches: Sequence[Batch]) -> Matrices:

@@ -6,18 +6,16 @@ python examples/quickstart.py --tiny     a random model, a few seconds
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
 import torch
 from peft import get_peft_model
-from rows import TEXTS, UNSEEN, batches
-from tiny import tiny_base
+from rows import UNSEEN, batches
+from tiny import base_from_command_line
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from posthoc_bhpeft import BayesianPeft, HybridConfig, MarginalLikelihood, bayesianize
-from posthoc_bhpeft.checkpoints import resolve_model
 
 
 def train(model: torch.nn.Module, loader: list[dict[str, torch.Tensor]], epochs: int) -> None:
@@ -36,16 +34,9 @@ def train(model: torch.nn.Module, loader: list[dict[str, torch.Tensor]], epochs:
 
 def main() -> None:
     """Run the example."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tiny", action="store_true", help="a random model instead of MiniLM")
-    parser.add_argument("--model", default="minilm", help="'minilm', a folder, or a hub name")
-    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        if arguments.tiny:
-            name = tiny_base(work / "base", [*TEXTS, *UNSEEN])
-        else:
-            name = resolve_model(arguments.model)
+        name = base_from_command_line(__doc__, work)
         torch.manual_seed(0)
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForSequenceClassification.from_pretrained(

@@ -8,18 +8,16 @@ All that is needed is the checkpoint and labelled rows, at best those it was tra
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from rows import TEXTS, UNSEEN, batches
-from tiny import tiny_base
+from rows import UNSEEN, batches
+from tiny import base_from_command_line
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from posthoc_bhpeft import BayesianPeft, Kind, bayesianize
-from posthoc_bhpeft.checkpoints import resolve_model
 
 
 def somebody_else_trains(name: str, loader: list[dict[str, torch.Tensor]], folder: Path) -> None:
@@ -38,16 +36,9 @@ def somebody_else_trains(name: str, loader: list[dict[str, torch.Tensor]], folde
 
 def main() -> None:
     """Run the example."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tiny", action="store_true", help="a random model instead of MiniLM")
-    parser.add_argument("--model", default="minilm", help="'minilm', a folder, or a hub name")
-    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        if arguments.tiny:
-            name = tiny_base(work / "base", [*TEXTS, *UNSEEN])
-        else:
-            name = resolve_model(arguments.model)
+        name = base_from_command_line(__doc__, work)
         torch.manual_seed(0)
         tokenizer = AutoTokenizer.from_pretrained(name)
         loader = batches(tokenizer)

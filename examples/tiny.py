@@ -1,12 +1,27 @@
-"""A random base model of a few thousand weights, with which the examples run in seconds."""
+"""The base model of the examples: MiniLM, or a random one with which they run in seconds."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from rows import TEXTS, UNSEEN
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+from posthoc_bhpeft.checkpoints import resolve_model
+
+
+def base_from_command_line(description: str, work: Path) -> str:
+    """Folder or hub name of the base model that the options `--tiny` and `--model` choose."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--tiny", action="store_true", help="a random model instead of MiniLM")
+    parser.add_argument("--model", default="minilm", help="'minilm', a folder, or a hub name")
+    arguments = parser.parse_args()
+    if arguments.tiny:
+        return tiny_base(work / "base", [*TEXTS, *UNSEEN])
+    return resolve_model(arguments.model)
 
 
 def tiny_base(folder: Path, texts: Iterable[str]) -> str:

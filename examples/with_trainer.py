@@ -6,7 +6,6 @@ python examples/with_trainer.py --tiny     a random model, a few seconds
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 from datasets import Dataset
 from peft import get_peft_model
 from rows import LABELS, TEXTS, UNSEEN
-from tiny import tiny_base
+from tiny import base_from_command_line
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -24,21 +23,13 @@ from transformers import (
 )
 
 from posthoc_bhpeft import MAP, HybridConfig, MarginalLikelihood, bayesianize
-from posthoc_bhpeft.checkpoints import resolve_model
 
 
 def main() -> None:
     """Run the example."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tiny", action="store_true", help="a random model instead of MiniLM")
-    parser.add_argument("--model", default="minilm", help="'minilm', a folder, or a hub name")
-    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        if arguments.tiny:
-            name = tiny_base(work / "base", [*TEXTS, *UNSEEN])
-        else:
-            name = resolve_model(arguments.model)
+        name = base_from_command_line(__doc__, work)
         set_seed(0)
         tokenizer = AutoTokenizer.from_pretrained(name)
         rows = Dataset.from_dict({"text": TEXTS, "labels": LABELS}).map(

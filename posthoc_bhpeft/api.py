@@ -83,7 +83,7 @@ def bayesianize(
     Args:
         model: A fine-tuned model, on the device to work on. It is not changed.
         loader: The training data: a `DataLoader` or list of batches, each a dict with `labels` or
-            a pair `(inputs, labels)`. Read twice: once for the labels alone, once for the fit.
+            a pair `(inputs, labels)`. Read for the labels, for the fit, and for the prior.
         likelihood: `Categorical()`, `Gaussian()` for regression, `Bernoulli()` for multi-label.
         curvature: The estimator of the GGN.
         prior: The rule that chooses the precision of the prior.
@@ -370,5 +370,6 @@ def at_noise(posterior: Posterior, log_likelihood: float, choice: PriorChoice) -
     """A posterior fitted at noise variance 1, at the variance that was learnt."""
     scale = 1 / (choice.noise_variance or 1.0)
     curvature = {name: operator.scale(scale) for name, operator in posterior.curvature.items()}
+    # Decomposed again rather than scaled: what is loaded later then has the very same numbers.
     bases = {name: operator.decompose() for name, operator in curvature.items()}
     return replace(posterior, curvature=curvature, bases=bases, log_likelihood=log_likelihood)

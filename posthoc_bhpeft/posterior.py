@@ -8,7 +8,7 @@ eigendecomposition of `H`, which an isotropic prior shares.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -45,16 +45,7 @@ class Posterior:
 
     def with_prior(self, prior: GaussianPrior) -> Posterior:
         """The posterior for another prior; nothing is fitted or decomposed again."""
-        return Posterior(
-            self.blocks,
-            self.mean,
-            prior,
-            self.curvature,
-            self.bases,
-            self.log_likelihood,
-            self.n_rows,
-            self.n_outputs,
-        )
+        return replace(self, prior=prior)
 
     def evidence(self) -> LaplaceEvidence:
         """What the evidence depends on, apart from the prior precision."""

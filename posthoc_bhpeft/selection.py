@@ -117,8 +117,8 @@ class MarginalLikelihood(PriorRule):
     """Maximise the Laplace evidence: needs no held-out data, and no search.
 
     It takes the weights for a mode under a zero-mean prior. Where the model is under-trained they
-    are none, the precision comes out too low, and predictions too wide; the default rule is
-    safe there.
+    are none, the precision comes out too low, and predictions too wide; the default rule does not
+    use the evidence.
 
     Args:
         per: Which blocks share a precision.
@@ -128,10 +128,7 @@ class MarginalLikelihood(PriorRule):
 
     def choose(self, fit: LaplaceFit) -> PriorChoice:
         """The precisions of highest evidence (and the noise variance, where learnt)."""
-        precision, noise = with_noise(
-            fit.evidence, lambda evidence: by_group(evidence, self.per, best_precision)
-        )
-        evidence = fit.evidence.at_noise(noise) if noise else fit.evidence
+        precision, noise, evidence = search_groups(fit.evidence, self.per, best_precision)
         value = evidence.log_marginal_likelihood(precision)
         reason = (
             f"Prior precision by marginal likelihood, one a {self.per.value}: "
@@ -205,10 +202,7 @@ class VisiblePrecision(PriorRule):
 
     def choose(self, fit: LaplaceFit) -> PriorChoice:
         """The precisions at the fixed point."""
-        precision, noise = with_noise(
-            fit.evidence, lambda evidence: by_group(evidence, self.per, best_visible_precision)
-        )
-        evidence = fit.evidence.at_noise(noise) if noise else fit.evidence
+        precision, noise, evidence = search_groups(fit.evidence, self.per, best_visible_precision)
         reason = (
             "Prior precision from the weights that the data can see, one a "
             f"{self.per.value}: {describe(precision, evidence, self.per)}; "
@@ -269,6 +263,14 @@ def spread(loader: Loader, wanted: int, n_rows: int) -> list[Any]:
     """Batches of a loader with about `wanted` of its `n_rows` rows, evenly spread over it."""
     step = max(round(n_rows / wanted), 1)
     return list(itertools.islice(loader, 0, None, step))
+
+
+def search_groups(
+    evidence: LaplaceEvidence, per: Grouping, rule: Callable[[Sequence[BlockSpectrum]], float]
+) -> tuple[dict[str, float], float | None, LaplaceEvidence]:
+    """Precisions by a rule for each group, the learnt noise, and the evidence at that noise."""
+    precision, noise = with_noise(evidence, lambda at_noise: by_group(at_noise, per, rule))
+    return precision, noise, evidence if noise is None else evidence.at_noise(noise)
 
 
 def by_group(

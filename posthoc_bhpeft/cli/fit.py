@@ -49,7 +49,7 @@ def fit(
         typer.Option(
             "--prior",
             help="How the prior precision is chosen: matched to the network's log-odds and guarded "
-            "by training rows (the safe default), by what the data see of the weights, by "
+            "by training rows, by what the data see of the weights, by "
             "evidence, by held-out rows, or given with --precision.",
         ),
     ] = PriorChoice.matched,
