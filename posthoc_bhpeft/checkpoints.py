@@ -286,12 +286,25 @@ def whole_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Pat
     try:
         fresh.chmod(0o755)
         yield fresh
-        if target.exists():
-            shutil.rmtree(target)
-        fresh.replace(target)
+        _swap(fresh, target)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+
+
+def _swap(fresh: Path, target: Path) -> None:
+    """Put `fresh` in the place of `target` by renaming alone; the old folder goes last."""
+    if not target.exists():
+        fresh.replace(target)
+        return
+    aside = fresh.with_name(f"{fresh.name}.old")
+    target.replace(aside)
+    try:
+        fresh.replace(target)
+    except OSError:
+        aside.replace(target)
+        raise
+    shutil.rmtree(aside)
 
 
 def _minilm_folder() -> Path:
