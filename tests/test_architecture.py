@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("card", "checks"),
     ("api",),
     ("audit", "data", "interop", "training"),
+    ("streams",),
     ("",),
     ("cli", "demo", "__main__"),
 )
