@@ -9,6 +9,7 @@ BhpeftError
 │   └── NonFiniteError            NaN or infinity in weights, logits or curvature
 ├── DataError                     the loader, a batch or the labels are wrong
 ├── ConfigError                   a setting is out of range or contradicts another
+├── ConvergenceError              a linear system was not solved to its tolerance
 ├── MemoryLimitError              a fit or a batch does not fit into memory
 ├── CheckpointError               a saved posterior cannot be read or does not fit the model
 └── HybridError                   a hybrid of LoRA, adapter and prefix cannot do what was asked
@@ -54,6 +55,10 @@ class DataError(BhpeftError):
 
 class ConfigError(BhpeftError, ValueError):
     """A setting is out of range or contradicts another."""
+
+
+class ConvergenceError(BhpeftError):
+    """A linear system was not solved to its tolerance."""
 
 
 class MemoryLimitError(BhpeftError):

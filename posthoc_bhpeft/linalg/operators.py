@@ -1,12 +1,11 @@
-"""Symmetric positive semi-definite operators on `(p, q)` matrices, and their eigendecompositions.
+"""Symmetric positive semi-definite operators on `(p, q)` matrices.
 
 Every operator acts on `vec(X)` with **row-major** `vec` (torch's `flatten`), so that
 `(L (x) R) vec(X) = vec(L X R^T)`. Much of the K-FAC literature stacks columns; there the same
 operator is written `R (x) L`.
 
-Nothing here knows of modules, data or probability. Three structures share one contract
-(`BlockOperator`); the eigenbasis of each is an `Eigenbasis`, whose `project` and `unproject` are
-all that sampling, log-determinants and functional variances need.
+Three structures share one contract, `BlockOperator`; `OperatorSum` adds them up. `+` is defined on
+none: `L1 (x) R1 + L2 (x) R2` is not `(L1 + L2) (x) (R1 + R2)`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from posthoc_bhpeft.errors import NonFiniteError
+from posthoc_bhpeft.linalg.eigen import (
+    DenseEigenbasis,
+    Eigenbasis,
+    IdentityEigenbasis,
+    KroneckerEigenbasis,
+    symmetric_eigh,
+)
 
 
 class BlockOperator(Protocol):
@@ -45,7 +50,7 @@ class BlockOperator(Protocol):
         ...
 
     def decompose(self) -> Eigenbasis:
-        """Orthonormal eigenbasis and eigenvalues."""
+        """A basis of unit vectors in which the operator is diagonal."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
@@ -144,94 +149,3 @@ class DenseOperator:
 
     def tensors(self) -> dict[str, Tensor]:
         return {"matrix": self.matrix}
-
-
-class Eigenbasis(Protocol):
-    """Orthonormal coordinates in which an operator is diagonal with `eigenvalues` `(p, q)`."""
-
-    @property
-    def eigenvalues(self) -> Tensor:
-        """Non-negative eigenvalues `(p, q)`, float64."""
-        ...
-
-    def project(self, matrix: Tensor) -> Tensor:
-        """Coordinates `(..., p, q)` of matrices `(..., p, q)` in the eigenbasis."""
-        ...
-
-    def unproject(self, coordinates: Tensor) -> Tensor:
-        """The inverse (and transpose) of `project`."""
-        ...
-
-
-@dataclass(frozen=True)
-class KroneckerEigenbasis:
-    """`X -> U^T X V` for `left_vectors` U `(p, p)` and `right_vectors` V `(q, q)`."""
-
-    eigenvalues: Tensor
-    left_vectors: Tensor
-    right_vectors: Tensor
-
-    def project(self, matrix: Tensor) -> Tensor:
-        left, right = self.left_vectors.to(matrix), self.right_vectors.to(matrix)
-        if matrix.shape[-2] > matrix.shape[-1]:
-            # The larger side last: there, all rows of all matrices are one product.
-            return (right.T @ (matrix.mT @ left)).mT
-        return left.T @ matrix @ right
-
-    def unproject(self, coordinates: Tensor) -> Tensor:
-        left, right = self.left_vectors.to(coordinates), self.right_vectors.to(coordinates)
-        return left @ coordinates @ right.T
-
-
-@dataclass(frozen=True)
-class IdentityEigenbasis:
-    """The standard basis, for diagonal operators."""
-
-    eigenvalues: Tensor
-
-    def project(self, matrix: Tensor) -> Tensor:
-        return matrix
-
-    def unproject(self, coordinates: Tensor) -> Tensor:
-        return coordinates
-
-
-@dataclass(frozen=True)
-class DenseEigenbasis:
-    """`vec(X) -> Q^T vec(X)` for `vectors` Q of shape `(p q, p q)`."""
-
-    eigenvalues: Tensor
-    vectors: Tensor
-
-    def project(self, matrix: Tensor) -> Tensor:
-        return (matrix.flatten(-2) @ self.vectors.to(matrix)).reshape(matrix.shape)
-
-    def unproject(self, coordinates: Tensor) -> Tensor:
-        flat = coordinates.flatten(-2) @ self.vectors.to(coordinates).T
-        return flat.reshape(coordinates.shape)
-
-
-def symmetric_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (ascending, clamped at zero) and eigenvectors of a PSD matrix, in float64.
-
-    Factors are sums of outer products in single precision, so their smallest eigenvalues can come
-    out slightly negative; as variances divide by `eigenvalue + precision` these are set to zero.
-
-    Args:
-        matrix: Symmetric positive semi-definite, `(n, n)`.
-
-    Returns:
-        Eigenvalues `(n,)` in float64, and eigenvectors in columns `(n, n)` in the matrix's dtype.
-
-    Raises:
-        NonFiniteError: If the matrix holds NaN or infinity.
-    """
-    if not torch.isfinite(matrix).all():
-        raise NonFiniteError(
-            f"A curvature factor of shape {tuple(matrix.shape)} holds NaN or infinity. "
-            "The gradients of the model overflowed: run the fit in float32 or bfloat16."
-        )
-    # Decomposed in float64 on the factor's own device where it has float64 (MPS has not).
-    wide = matrix.cpu() if matrix.device.type == "mps" else matrix
-    values, vectors = torch.linalg.eigh(0.5 * (wide + wide.T).double())
-    return values.clamp_min(0).to(wide.device), vectors.to(matrix)

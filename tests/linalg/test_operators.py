@@ -12,14 +12,10 @@ from posthoc_bhpeft.linalg import (
     symmetric_eigh,
 )
 from tests.contracts import check_operator
+from tests.linalg.factors import psd
 from tests.models import seeded
 
 SHAPES = [(3, 4), (1, 5), (5, 1), (1, 1)]
-
-
-def psd(size: int, rank: int | None = None, seed: int = 0) -> torch.Tensor:
-    root = torch.randn(size, rank or size, generator=seeded(seed), dtype=torch.float64)
-    return root @ root.T
 
 
 def operator(structure: str, shape: tuple[int, int]) -> BlockOperator:

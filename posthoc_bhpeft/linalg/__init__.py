@@ -1,0 +1,49 @@
+"""Linear algebra on `(p, q)` matrices: operators, their sums, eigenbases, merging and solving.
+
+Every operator acts on `vec(X)` with **row-major** `vec` (torch's `flatten`), so that
+`(L (x) R) vec(X) = vec(L X R^T)`. Much of the K-FAC literature stacks columns; there the same
+operator is written `R (x) L`.
+
+Nothing here knows of modules, data or probability.
+"""
+
+from posthoc_bhpeft.linalg.eigen import (
+    DenseEigenbasis,
+    Eigenbasis,
+    IdentityEigenbasis,
+    KroneckerEigenbasis,
+    symmetric_eigh,
+)
+from posthoc_bhpeft.linalg.joint import dropped_energy, pair_eigenbasis, shared_eigenbasis
+from posthoc_bhpeft.linalg.merge import MergedTerms, merge_terms
+from posthoc_bhpeft.linalg.nearest import nearest_kronecker
+from posthoc_bhpeft.linalg.operators import (
+    BlockOperator,
+    DenseOperator,
+    DiagonalOperator,
+    KroneckerOperator,
+)
+from posthoc_bhpeft.linalg.solve import Solution, conjugate_gradients
+from posthoc_bhpeft.linalg.sums import OperatorSum, grow_rows
+
+__all__ = [
+    "BlockOperator",
+    "DenseEigenbasis",
+    "DenseOperator",
+    "DiagonalOperator",
+    "Eigenbasis",
+    "IdentityEigenbasis",
+    "KroneckerEigenbasis",
+    "KroneckerOperator",
+    "MergedTerms",
+    "OperatorSum",
+    "Solution",
+    "conjugate_gradients",
+    "dropped_energy",
+    "grow_rows",
+    "merge_terms",
+    "nearest_kronecker",
+    "pair_eigenbasis",
+    "shared_eigenbasis",
+    "symmetric_eigh",
+]

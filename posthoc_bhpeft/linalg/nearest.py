@@ -1,0 +1,106 @@
+r"""Sums of Kronecker products measured by their factors, and the product nearest to a sum.
+
+Nothing of size `p q x p q` is formed: the Frobenius inner product of two Kronecker products is that
+of their left factors times that of their right ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from posthoc_bhpeft.linalg.eigen import wide
+from posthoc_bhpeft.linalg.operators import KroneckerOperator
+
+
+def nearest_kronecker(terms: Sequence[KroneckerOperator]) -> KroneckerOperator:
+    r"""The one product `L (x) R` with the least Frobenius distance to a sum of such products.
+
+    Rearranged, `sum_t vec(L_t) vec(R_t)^T` is a matrix of rank `k`, and what is sought is its best
+    approximation of rank one (Van Loan and Pitsianis 1993, "Approximation with Kronecker
+    products"). With the Gram matrices `A_tu = <L_t, L_u>` and `B_tu = <R_t, R_u>` the left singular
+    vector is `sum_t a_t L_t`, `a` the leading eigenvector of `B A`, a problem of size `k`. Inner
+    products of positive semi-definite factors are not negative, so (Perron) neither is `a`, and
+    both factors are positive semi-definite.
+
+    Args:
+        terms: One or more, of one shape.
+
+    Returns:
+        The nearest product, its factors of equal Frobenius norm, in the terms' dtype.
+    """
+    if len(terms) == 1:
+        return terms[0]
+    left_gram, right_gram = gram([t.left for t in terms]), gram([t.right for t in terms])
+    # Left factors are measured in units of their norms: their product counts, not either alone.
+    norms = left_gram.diagonal().sqrt()
+    units = torch.where(norms > 0, 1 / norms, 0)
+    left_gram = left_gram * units * units[:, None]
+    right_gram = right_gram * norms * norms[:, None]
+    weights = leading_weights(left_gram, right_gram)
+    image = left_gram @ weights
+    size = float(weights @ image)
+    if size == 0:
+        return terms[0].scale(0.0)
+    left = combine([t.left for t in terms], weights * units)
+    right = combine([t.right for t in terms], image * norms / size)
+    balance = (left.norm() / right.norm()).sqrt()
+    one = terms[0]
+    return KroneckerOperator((left / balance).to(one.left), (right * balance).to(one.right))
+
+
+def leading_weights(left_gram: Tensor, right_gram: Tensor) -> Tensor:
+    """The non-negative leading eigenvector of `B A` `(k,)`, through a symmetric problem."""
+    values, vectors = torch.linalg.eigh(left_gram)
+    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    _, modes = torch.linalg.eigh(root @ right_gram @ root)
+    # One sign throughout, but for rounding or among terms that have nothing in common.
+    weights: Tensor = (right_gram @ (root @ modes[:, -1])).abs()
+    total = float(weights.sum())
+    return weights / total if total > 0 else weights
+
+
+def combine(matrices: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """`sum_t w_t M_t` in float64."""
+    total = torch.zeros_like(wide(matrices[0]))
+    for weight, matrix in zip(weights.tolist(), matrices, strict=True):
+        total.add_(wide(matrix), alpha=weight)
+    return total
+
+
+def gram(matrices: Sequence[Tensor], others: Sequence[Tensor] | None = None) -> Tensor:
+    """Frobenius inner products `<M_t, N_u>` in float64 on the CPU; `N = M` by default."""
+    rows = [wide(matrix).flatten() for matrix in matrices]
+    columns = rows if others is None else [wide(matrix).flatten() for matrix in others]
+    return torch.stack([torch.stack([row @ column for column in columns]) for row in rows]).cpu()
+
+
+def kronecker_inner(
+    terms: Sequence[KroneckerOperator], others: Sequence[KroneckerOperator]
+) -> float:
+    """Frobenius inner product of two sums of Kronecker products."""
+    if not terms or not others:
+        return 0.0
+    left = gram([t.left for t in terms], [t.left for t in others])
+    right = gram([t.right for t in terms], [t.right for t in others])
+    return float((left * right).sum())
+
+
+def kronecker_distance(
+    terms: Sequence[KroneckerOperator], others: Sequence[KroneckerOperator]
+) -> float:
+    """Frobenius distance of two sums; below `1e-8` of their norms it is rounding."""
+    squared = (
+        kronecker_inner(terms, terms)
+        - 2 * kronecker_inner(terms, others)
+        + kronecker_inner(others, others)
+    )
+    return math.sqrt(max(squared, 0.0))
+
+
+def kronecker_norm(terms: Sequence[KroneckerOperator]) -> float:
+    """Frobenius norm of a sum of Kronecker products."""
+    return math.sqrt(max(kronecker_inner(terms, terms), 0.0))
