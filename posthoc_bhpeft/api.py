@@ -26,6 +26,7 @@ from posthoc_bhpeft.blocks import (
     observing,
 )
 from posthoc_bhpeft.card import CARD_FILE, explain, model_card, write_card
+from posthoc_bhpeft.carrying import chained, check_carried, describe_carried, split_prior
 from posthoc_bhpeft.checks import check_arguments, check_data, check_role
 from posthoc_bhpeft.curvature import Curvature, FittedCurvature, KroneckerGGN, fit_curvature
 from posthoc_bhpeft.errors import CheckpointError, ModelError
@@ -65,7 +66,7 @@ def bayesianize(
     *,
     likelihood: Likelihood = Categorical(),
     curvature: Curvature = KroneckerGGN(),
-    prior: PriorRule = MatchedPrecision(),
+    prior: PriorRule | GaussianPrior = MatchedPrecision(),
     predictive: Predictive = Linearized(),
     recognizers: Sequence[Recognizer] = DEFAULT_RECOGNIZERS,
     engine: Engine = observing,
@@ -86,7 +87,8 @@ def bayesianize(
             a pair `(inputs, labels)`. Read for the labels, for the fit, and for the prior.
         likelihood: `Categorical()`, `Gaussian()` for regression, `Bernoulli()` for multi-label.
         curvature: The estimator of the GGN.
-        prior: The rule that chooses the precision of the prior.
+        prior: The rule that chooses the precision of the prior, or the prior itself: what an
+            earlier fit learnt (`bayes.as_prior()`), for a posterior chained to that one.
         predictive: How predictions are made, unless asked otherwise.
         recognizers: Find the blocks of each layer; add your own for other layers.
         engine: Makes the per-sample gradients; hooks by default.
@@ -102,14 +104,16 @@ def bayesianize(
         DataError: If the loader is empty, read-once, or has missing or wrong labels.
         MemoryLimitError: If the curvature cannot fit into memory, before any pass.
     """
-    check_arguments(
-        model, likelihood=likelihood, curvature=curvature, prior=prior, predictive=predictive
-    )
+    earlier, rule = split_prior(prior)
+    roles = {"likelihood": likelihood, "curvature": curvature, "predictive": predictive}
+    check_arguments(model, **roles, **({} if rule is None else {"prior": rule}))
     blocks = discover(model, recognizers)
+    if earlier is not None:
+        check_carried(earlier, blocks, likelihood)
     check_memory(blocks, curvature, device_of(model))
     check_data(model, loader, likelihood)
-    if isinstance(prior, HeldOut):
-        check_data(model, prior.loader, likelihood, "HeldOut(loader)")
+    if isinstance(rule, HeldOut):
+        check_data(model, rule.loader, likelihood, "HeldOut(loader)")
     generator = generator or torch.Generator().manual_seed(0)
     with explaining_memory():
         fitted = fit_curvature(
@@ -129,17 +133,21 @@ def bayesianize(
                 model, blocks, posterior.bases, likelihood, shown, link=link, engine=engine
             )
 
-        posterior = unit_posterior(model, blocks, fitted)
+        posterior = chained(unit_posterior(model, blocks, fitted), earlier)
+        if rule is None:
+            reason = describe_carried(posterior)
+            return BayesianPeft(model, posterior, likelihood, predictive, curvature, reason)
         learns_noise = isinstance(likelihood, Gaussian) and likelihood.noise_variance is None
         evidence = replace(posterior.evidence(), learns_noise=learns_noise)
-        choice = prior.choose(LaplaceFit(evidence, likelihood, spectra, loader))
-    posterior = posterior.with_prior(GaussianPrior(choice.precision))
+        choice = rule.choose(LaplaceFit(evidence, likelihood, spectra, loader))
+    posterior = posterior.with_prior(replace(posterior.prior, precision=choice.precision))
     if choice.noise_variance is not None:
         likelihood = Gaussian(choice.noise_variance)
         posterior = at_noise(
             posterior, evidence.at_noise(choice.noise_variance).log_likelihood, choice
         )
-    return BayesianPeft(model, posterior, likelihood, predictive, curvature, choice.reason)
+    reason = choice.reason if earlier is None else f"{describe_carried(posterior)} {choice.reason}"
+    return BayesianPeft(model, posterior, likelihood, predictive, curvature, reason)
 
 
 @dataclass(frozen=True)
@@ -243,6 +251,21 @@ class BayesianPeft:
     def sample(self, n_samples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Draw weights `(S, p, q)` of each block from the posterior."""
         return self.posterior.sample(n_samples, generator)
+
+    def as_prior(self, *, forget: float = 0.0, max_terms: int = 2) -> GaussianPrior:
+        """What was learnt, as the prior of the next data; see `Posterior.as_prior`.
+
+        ```python
+        prior = bayes.as_prior()
+        loss = nll + prior.penalty(model) / n_data              # train on, on the new data alone
+        bayes = bayesianize(model, new_loader, prior=prior)     # the chained posterior
+        ```
+
+        Args:
+            forget: Share of the precision to let go.
+            max_terms: Kronecker terms to keep in each block; more are merged.
+        """
+        return self.posterior.as_prior(forget=forget, max_terms=max_terms)
 
     def log_marginal_likelihood(self) -> float:
         """Laplace's approximation of the log evidence, in nats over all training rows."""

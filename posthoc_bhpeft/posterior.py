@@ -1,12 +1,14 @@
 r"""`Posterior`: `N(theta, (Lambda0 + H)^-1)` in natural parameters, block by block.
 
-The precision of a block is `d I + H` with the curvature `H` a sum over the data. Matrix-vector
-products use `H` itself and are exact; sampling, log-determinants and functional variances use the
-eigendecomposition of `H`, which an isotropic prior shares.
+The precision of a block is `d I + K + H`: the prior's floor, what the prior carries from earlier
+data (nothing, unless it is an earlier posterior), and the curvature `H`, a sum over the data.
+Matrix-vector products use these themselves and are exact for any number of terms; sampling,
+log-determinants and functional variances use the eigendecomposition of `K + H`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_bhpeft.blocks import Block
+from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.evidence import BlockSpectrum, LaplaceEvidence
-from posthoc_bhpeft.linalg import BlockOperator, Eigenbasis
+from posthoc_bhpeft.linalg import BlockOperator, Eigenbasis, OperatorSum, merge_terms
 from posthoc_bhpeft.prior import GaussianPrior
 
 
@@ -28,7 +31,7 @@ class Posterior:
         mean: Weights `(p, q)` of each block: the trained model's.
         prior: The prior it was made with.
         curvature: `H` of each block, the sum over data.
-        bases: Eigenbasis of each `H`.
+        bases: Eigenbasis of each `K + H`.
         log_likelihood: `log p(D | mean)` in nats.
         n_rows: Number of labelled rows of data.
         n_outputs: `C`, the number of outputs of the model.
@@ -44,11 +47,52 @@ class Posterior:
     n_outputs: int
 
     def with_prior(self, prior: GaussianPrior) -> Posterior:
-        """The posterior for another prior; nothing is fitted or decomposed again."""
-        return replace(self, prior=prior)
+        """The posterior for another prior; nothing is fitted again.
+
+        Only blocks for which either prior carries curvature are decomposed again.
+        """
+        isotropic = {
+            block.name
+            for block in self.blocks
+            if block.name not in prior.carried and block.name not in self.prior.carried
+        }
+        bases = {
+            name: self.bases[name] if name in isotropic else decompose(prior, name, curvature)
+            for name, curvature in self.curvature.items()
+        }
+        return replace(self, prior=prior, bases=bases)
+
+    def as_prior(self, *, forget: float = 0.0, max_terms: int = 2) -> GaussianPrior:
+        """What was learnt, as the prior of the next data: `N(theta, (d I + K + H)^-1)`.
+
+        Args:
+            forget: Share of the precision to let go, from 0 (nothing, Bayes' rule) to below 1
+                (exponential forgetting: data of `k` rounds ago count `(1 - forget)^k`).
+            max_terms: Kronecker terms to keep in `K + H`; more are merged into their nearest
+                Kronecker product, the errors told in `merge_errors`.
+
+        Returns:
+            The prior, its mean at this posterior's.
+
+        Raises:
+            ConfigError: If `forget` is not in `[0, 1)`, or `max_terms` below 1.
+        """
+        if not 0 <= forget < 1:
+            raise ConfigError(f"forget is {forget!r}; it must be at least 0 and below 1.")
+        carried, errors = {}, {}
+        for block in self.blocks:
+            total = total_curvature(self.prior, block.name, self.curvature[block.name])
+            merged = merge_terms(OperatorSum((total,)), max_terms)
+            carried[block.name] = merged.operator
+            if merged.errors:
+                errors[block.name] = merged.total_error
+        prior = GaussianPrior(
+            dict(self.prior.precision), dict(self.mean), carried, self.blocks, errors
+        )
+        return prior.tempered(1 - forget) if forget else prior
 
     def evidence(self) -> LaplaceEvidence:
-        """What the evidence depends on, apart from the prior precision."""
+        """What the evidence depends on, apart from the precision of an isotropic prior."""
         return LaplaceEvidence(
             {block.name: self.spectrum(block) for block in self.blocks},
             self.log_likelihood,
@@ -63,21 +107,39 @@ class Posterior:
         )
 
     def log_marginal_likelihood(self) -> float:
-        """Log evidence in nats."""
-        return self.evidence().log_marginal_likelihood(self.prior.precision)
+        """Log evidence of the data in nats; under a carried prior, given all earlier data.
+
+        `log p(D|theta) - 1/2 [ |theta - mu0|^2_Lambda0 + log det(Lambda0 + H) - log det Lambda0 ]`
+        """
+        if not self.prior.carried:
+            return self.evidence().log_marginal_likelihood(self.prior.precision)
+        of_prior = sum(prior_log_determinant(self.prior, block) for block in self.blocks)
+        gain = self.precision_log_determinant() - of_prior
+        return self.log_likelihood - 0.5 * (self.squared_movement() + gain)
+
+    def squared_movement(self) -> float:
+        """`(theta - mu0)^T Lambda0 (theta - mu0)`, exact: how far the prior was left."""
+        total = 0.0
+        for block in self.blocks:
+            moved = self.prior.movement(block, self.mean[block.name]).double()
+            pulled = self.prior.matvec(block, moved.to(self.mean[block.name]))
+            total += float((moved * pulled).sum())
+        return total
 
     def variances(self, block: Block) -> Tensor:
         """Variances `1 / (l + d)` along the eigenvectors of a block, `(p, q)`, float64."""
         return 1 / (self.bases[block.name].eigenvalues + self.prior.precision[block.name])
 
     def precision_matvec(self, block: Block, matrix: Tensor) -> Tensor:
-        """`(d I + H) vec(X)` for a matrix `(..., p, q)`; exact."""
-        prior = self.prior.precision[block.name] * matrix
-        return prior + self.curvature[block.name].matvec(matrix)
+        """`(d I + K + H) vec(X)` for a matrix `(..., p, q)`; exact."""
+        return self.prior.matvec(block, matrix) + self.curvature[block.name].matvec(matrix)
 
     def precision_log_determinant(self) -> float:
         """`log det(Lambda0 + H)` over all blocks."""
-        return float(sum(-self.variances(block).log().sum() for block in self.blocks))
+        return sum(
+            log_determinant(self.bases[block.name], self.prior.precision[block.name])
+            for block in self.blocks
+        )
 
     def sample(self, n_samples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Draw weights.
@@ -96,6 +158,34 @@ class Posterior:
             scaled = noise.to(mean.device) * self.variances(block).to(mean.device).sqrt()
             drawn[block.name] = mean + self.bases[block.name].unproject(scaled.to(mean))
         return drawn
+
+
+def total_curvature(prior: GaussianPrior, name: str, curvature: BlockOperator) -> BlockOperator:
+    """`K + H` of a block: what the prior carries, and what this data adds."""
+    carried = prior.carried.get(name)
+    return curvature if carried is None else OperatorSum((carried, curvature))
+
+
+def decompose(prior: GaussianPrior, name: str, curvature: BlockOperator) -> Eigenbasis:
+    """Eigenbasis of `K + H`, the best for the prior's floor where several terms need a choice."""
+    total = total_curvature(prior, name, curvature)
+    if isinstance(total, OperatorSum):
+        return total.decompose(prior.precision[name])
+    return total.decompose()
+
+
+def log_determinant(basis: Eigenbasis, precision: float) -> float:
+    """`log det(d I + X)`, with the eigenbasis of `X`."""
+    return float((basis.eigenvalues + precision).log().sum()) - 2 * basis.log_volume
+
+
+def prior_log_determinant(prior: GaussianPrior, block: Block) -> float:
+    """`log det(d I + K)` of one block."""
+    precision, carried = prior.precision[block.name], prior.carried.get(block.name)
+    if carried is None:
+        return block.size * math.log(precision)
+    terms = OperatorSum((carried,))
+    return log_determinant(terms.decompose(precision), precision)
 
 
 def block_spectrum(

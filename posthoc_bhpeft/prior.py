@@ -1,27 +1,42 @@
-"""`GaussianPrior`: isotropic in each block, with a mean of zero or any weights."""
+r"""`GaussianPrior`: isotropic in each block, or carried over from an earlier posterior.
+
+The precision of a block is `Lambda0 = d I + K`: an isotropic *floor* `d` and, where the prior is
+what an earlier fit learnt, its curvature `K`, a Kronecker product or a sum of some
+(online Laplace, Ritter et al. 2018, https://arxiv.org/abs/1805.07810). The quadratic penalty that
+such a prior adds to a loss is known as elastic weight consolidation (EWC, Kirkpatrick et al. 2017,
+https://arxiv.org/abs/1612.00796), there with a diagonal precision.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from posthoc_bhpeft.blocks import Block
-from posthoc_bhpeft.errors import ConfigError
+from posthoc_bhpeft.blocks import Block, discover
+from posthoc_bhpeft.errors import ConfigError, ModelError
+from posthoc_bhpeft.linalg import BlockOperator, grow_rows
 
 
 @dataclass(frozen=True)
 class GaussianPrior:
-    """`N(mu0, I / d)` in each block, with its own precision `d`.
+    """`N(mu0, (d I + K)^-1)` in each block.
 
     Attributes:
-        precision: `d` by block name, in inverse squared units of the weights; above 0.
+        precision: The floor `d` by block name, in inverse squared units of the weights; above 0.
         mean: `mu0` `(p, q)` by block name; blocks left out have mean zero.
+        carried: `K` by block name, a sum over the data seen so far; blocks left out have none.
+        blocks: What it is about, for `penalty`; `Posterior.as_prior` fills it in.
+        merge_errors: Relative Frobenius error of the terms merged into `K`, by block name.
     """
 
     precision: Mapping[str, float]
     mean: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    carried: Mapping[str, BlockOperator] = field(default_factory=dict, repr=False)
+    blocks: tuple[Block, ...] = field(default=(), repr=False)
+    merge_errors: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for name, value in self.precision.items():
@@ -31,10 +46,162 @@ class GaussianPrior:
                 )
 
     @classmethod
-    def isotropic(cls, blocks: Sequence[Block], precision: float) -> GaussianPrior:
-        """One precision for all blocks, mean zero."""
-        return cls({block.name: precision for block in blocks})
+    def isotropic(
+        cls,
+        blocks: Sequence[Block],
+        precision: float,
+        mean: Mapping[str, Tensor] | None = None,
+    ) -> GaussianPrior:
+        """One precision for all blocks, around zero or around given weights."""
+        return cls({b.name: precision for b in blocks}, mean or {}, blocks=tuple(blocks))
 
     def mean_of(self, block: Block) -> Tensor | None:
         """The mean of a block, or `None` for zero."""
         return self.mean.get(block.name)
+
+    def movement(self, block: Block, weights: Tensor) -> Tensor:
+        """`weights - mu0`, `(p, q)`."""
+        mean = self.mean_of(block)
+        return weights if mean is None else weights - mean.to(weights)
+
+    def matvec(self, block: Block, matrix: Tensor) -> Tensor:
+        """`(d I + K) vec(X)` for a matrix `(..., p, q)`; exact for any number of terms."""
+        floor = self.precision[block.name] * matrix
+        carried = self.carried.get(block.name)
+        return floor if carried is None else floor + carried.matvec(matrix)
+
+    def penalty(self, model: nn.Module) -> Tensor:
+        r"""`1/2 (theta - mu0)^T Lambda0 (theta - mu0)`, summed over blocks.
+
+        The negative log density of the prior at the model's weights, up to a constant: what a loss
+        needs so that its minimum is the mode of the posterior.
+
+        ```python
+        loss = nll + prior.penalty(model) / n_data      # nll: the mean over a batch
+        ```
+
+        Args:
+            model: The model in training; gradients flow into its weights.
+
+        Returns:
+            A scalar in float32 or wider, in nats over the whole data.
+
+        Raises:
+            ConfigError: If the prior was made by hand without blocks.
+            ModelError: If the model lacks a block, or its head has grown since.
+        """
+        if not self.blocks:
+            raise ConfigError(
+                "This prior does not know its blocks. Take it from bayes.as_prior(), or pass "
+                "GaussianPrior(..., blocks=discover(model))."
+            )
+        parameters = dict(model.named_parameters())
+        self.check_model(parameters)
+        total: Tensor = next(iter(parameters.values())).new_zeros((), dtype=torch.float32)
+        with torch.autocast(total.device.type, enabled=False):
+            for block in self.blocks:
+                weights = widened(block.view.read(parameters[block.parameter]))
+                moved = self.movement(block, weights)
+                total = total + 0.5 * (moved * self.matvec(block, moved)).sum().to(total.device)
+        return total
+
+    def check_model(self, parameters: Mapping[str, Tensor]) -> None:
+        """Raise unless every block is in a model, in its shape.
+
+        Raises:
+            ModelError: Naming the first block that is not.
+        """
+        for block in self.blocks:
+            if block.parameter not in parameters:
+                raise ModelError(
+                    f"The prior is about {block.parameter!r}, which the model does not have. Pass "
+                    "the model that the posterior was fitted on, not a wrapper around it "
+                    "(accelerator.unwrap_model(model))."
+                )
+            try:
+                shape = block.view.read(parameters[block.parameter]).shape
+            except RuntimeError:
+                shape = parameters[block.parameter].shape
+            if tuple(shape) != block.shape:
+                raise ModelError(
+                    f"Block {block.name!r} has shape {tuple(shape)} in the model and {block.shape} "
+                    "in the prior. If the head has grown by new labels, use prior.grown(model)."
+                )
+
+    def tempered(self, weight: float) -> GaussianPrior:
+        """The prior with its whole precision multiplied: above 1 it holds on more strongly.
+
+        Raises:
+            ConfigError: If `weight` is not above 0.
+        """
+        if not weight > 0:
+            raise ConfigError(f"weight is {weight!r}; it must be above 0.")
+        return replace(
+            self,
+            precision={name: weight * value for name, value in self.precision.items()},
+            carried={name: operator.scale(weight) for name, operator in self.carried.items()},
+        )
+
+    def with_floor(self, precision: float) -> GaussianPrior:
+        """The same prior with another floor in every block."""
+        return replace(self, precision=dict.fromkeys(self.precision, precision))
+
+    def grown(self, model: nn.Module) -> GaussianPrior:
+        """The prior for a model whose head has got rows for new labels, at its end.
+
+        About the new rows it knows nothing but the floor, around their present weights.
+
+        Args:
+            model: Its blocks are those of the prior, some with more rows.
+
+        Raises:
+            ModelError: If a block is missing, has fewer rows or other columns.
+        """
+        parameters = dict(model.named_parameters())
+        found = {block.name: block for block in discover(model)}
+        means, carried = dict(self.mean), dict(self.carried)
+        for old in self.blocks:
+            block = found.get(old.name)
+            if block is None or block.shape[0] < old.shape[0] or block.shape[1] != old.shape[1]:
+                raise ModelError(
+                    f"Block {old.name!r} has shape {old.shape} in the prior and "
+                    f"{None if block is None else block.shape} in the model: it did not grow by "
+                    "rows at its end. Start from the model of the earlier posterior."
+                )
+            if block.shape == old.shape:
+                continue
+            present = widened(block.view.read(parameters[block.parameter].detach())).clone()
+            present[: old.shape[0]] = means[old.name].to(present) if old.name in means else 0.0
+            means[old.name] = present
+            if old.name in carried:
+                carried[old.name] = grow_rows(carried[old.name], block.shape[0])
+        return replace(
+            self,
+            mean=means,
+            carried=carried,
+            blocks=tuple(found[old.name] for old in self.blocks),
+        )
+
+    def check_blocks(self, blocks: Sequence[Block]) -> None:
+        """Raise unless the prior is about just these blocks, in their shapes.
+
+        Raises:
+            ConfigError: Naming the first that differs.
+        """
+        shapes = {block.name: block.shape for block in blocks}
+        own = {block.name: block for block in self.blocks}
+        for name in dict.fromkeys([*shapes, *self.precision]):
+            known = [tuple(m[name].shape) for m in (own, self.mean, self.carried) if name in m]
+            missing = name not in shapes or name not in self.precision
+            if missing or any(shape != shapes[name] for shape in known):
+                raise ConfigError(
+                    f"prior= is about other blocks: {name!r} has shape "
+                    f"{shapes.get(name, 'none')} in the model, {known[0] if known else 'none'} in the "
+                    "prior. It must come from the same model, tuned on; if its head has grown by "
+                    "new labels, pass prior.grown(model)."
+                )
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Half precision to float32, as posterior means and factors are kept."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

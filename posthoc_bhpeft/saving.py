@@ -20,15 +20,21 @@ from posthoc_bhpeft.blocks import Block
 from posthoc_bhpeft.checkpoints import read_json, write_json
 from posthoc_bhpeft.errors import BhpeftError, CheckpointError
 from posthoc_bhpeft.likelihood import Likelihood
-from posthoc_bhpeft.linalg import BlockOperator, DenseOperator, DiagonalOperator, KroneckerOperator
+from posthoc_bhpeft.linalg import (
+    BlockOperator,
+    DenseOperator,
+    DiagonalOperator,
+    KroneckerOperator,
+    OperatorSum,
+)
 from posthoc_bhpeft.matching import check_blocks, check_frozen, check_weights, frozen_samples
-from posthoc_bhpeft.posterior import Posterior, read_weights
+from posthoc_bhpeft.posterior import Posterior, decompose, read_weights
 from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.settings import decode, encode
 
 POSTERIOR_FILE = "posterior.json"
 TENSOR_FILE = "posterior.safetensors"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RECORD_PARTS = frozenset(
     [
         "sha256",
@@ -78,8 +84,11 @@ def save_posterior(
     Raises:
         CheckpointError: If the curvature has a structure of the user's own, or the disk is full.
     """
-    for block in saved.posterior.blocks:
-        check_structure(block, saved.posterior.curvature[block.name])
+    posterior = saved.posterior
+    for block in posterior.blocks:
+        carried = posterior.prior.carried.get(block.name)
+        for operator in (posterior.curvature[block.name], *([] if carried is None else [carried])):
+            check_structure(block, operator)
     tensors = posterior_tensors(saved.posterior)
     tensors |= {f"frozen/{name}": sample for name, sample in frozen_samples(model).items()}
     try:
@@ -157,12 +166,29 @@ def describe(saved: SavedPosterior, digest: str) -> dict[str, Any]:
                 "kind": block.kind.value,
                 "shape": list(block.shape),
                 "parameter": block.parameter,
-                "structure": type(posterior.curvature[block.name]).__name__,
+                "structure": structure_of(posterior.curvature[block.name]),
                 "prior_precision": posterior.prior.precision[block.name],
+                **carried_parts(posterior.prior, block),
             }
             for block in posterior.blocks
         },
     }
+
+
+def carried_parts(prior: GaussianPrior, block: Block) -> dict[str, Any]:
+    """What a prior carries in a block, for the JSON; nothing where it carries nothing."""
+    parts: dict[str, Any] = {}
+    if block.name in prior.carried:
+        parts["carried"] = structure_of(prior.carried[block.name])
+    if block.name in prior.merge_errors:
+        parts["merge_error"] = prior.merge_errors[block.name]
+    return parts
+
+
+def structure_of(operator: BlockOperator) -> str:
+    """Class names of an operator's terms, joined by `+`."""
+    terms = operator.terms if isinstance(operator, OperatorSum) else (operator,)
+    return "+".join(type(term).__name__ for term in terms)
 
 
 def posterior_tensors(posterior: Posterior) -> dict[str, Tensor]:
@@ -173,8 +199,11 @@ def posterior_tensors(posterior: Posterior) -> dict[str, Tensor]:
         prior_mean = posterior.prior.mean_of(block)
         if prior_mean is not None:
             tensors[f"prior_mean/{block.name}"] = prior_mean
-        for part, tensor in posterior.curvature[block.name].tensors().items():
-            tensors[f"curvature/{block.name}/{part}"] = tensor
+        places = {"curvature": posterior.curvature, "carried": posterior.prior.carried}
+        for place, operators in places.items():
+            if block.name in operators:
+                for part, tensor in operators[block.name].tensors().items():
+                    tensors[f"{place}/{block.name}/{part}"] = tensor
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -250,20 +279,27 @@ def read_posterior(
     weights: Mapping[str, Tensor],
 ) -> Posterior:
     """The posterior inside a record and its tensors, on the devices of the weights."""
+    entries = record["blocks"]
     prior_means = with_prefix(tensors, "prior_mean/")
+    held = [b for b in blocks if "carried" in entries[b.name]]
     prior = GaussianPrior(
-        {b.name: float(record["blocks"][b.name]["prior_precision"]) for b in blocks},
+        {b.name: float(entries[b.name]["prior_precision"]) for b in blocks},
         {name: mean.to(weights[name]) for name, mean in prior_means.items()},
+        {b.name: read_operator(b, entries, tensors, weights, "carried") for b in held},
+        blocks,
+        {
+            b.name: float(entries[b.name]["merge_error"])
+            for b in blocks
+            if "merge_error" in entries[b.name]
+        },
     )
-    curvature = {
-        b.name: read_operator(b, record["blocks"][b.name], tensors, weights[b.name]) for b in blocks
-    }
+    curvature = {b.name: read_operator(b, entries, tensors, weights, "curvature") for b in blocks}
     return Posterior(
         blocks,
         {b.name: tensors[f"mean/{b.name}"].to(weights[b.name]) for b in blocks},
         prior,
         curvature,
-        {name: operator.decompose() for name, operator in curvature.items()},
+        {b.name: decompose(prior, b.name, curvature[b.name]) for b in blocks},
         float(record["log_likelihood"]),
         int(record["n_rows"]),
         int(record["n_outputs"]),
@@ -271,20 +307,36 @@ def read_posterior(
 
 
 def read_operator(
-    block: Block, entry: Mapping[str, Any], tensors: Mapping[str, Tensor], like: Tensor
+    block: Block,
+    entries: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    place: str,
 ) -> BlockOperator:
-    """One block's curvature, on the device of `like`."""
+    """One block's operator, on the device of its weights: `place` is "curvature" or "carried"."""
+    name = "structure" if place == "curvature" else place
+    structures = str(entries[block.name][name]).split("+")
+    own = {
+        part: tensor.to(weights[block.name].device)
+        for part, tensor in with_prefix(tensors, f"{place}/{block.name}/").items()
+    }
+    if len(structures) == 1 and not any(part.startswith("0.") for part in own):
+        return read_term(block, structures[0], own)
+    terms = [
+        read_term(block, structure, with_prefix(own, f"{index}."))
+        for index, structure in enumerate(structures)
+    ]
+    return OperatorSum(tuple(terms))
 
-    def part(name: str) -> Tensor:
-        return tensors[f"curvature/{block.name}/{name}"].to(like.device)
 
-    structure = entry["structure"]
+def read_term(block: Block, structure: str, part: Mapping[str, Tensor]) -> BlockOperator:
+    """One operator of a known class from its tensors."""
     if structure == KroneckerOperator.__name__:
-        return KroneckerOperator(part("left"), part("right"))
+        return KroneckerOperator(part["left"], part["right"])
     if structure == DiagonalOperator.__name__:
-        return DiagonalOperator(part("diagonal"))
+        return DiagonalOperator(part["diagonal"])
     if structure == DenseOperator.__name__:
-        return DenseOperator(part("matrix"), block.shape[0])
+        return DenseOperator(part["matrix"], block.shape[0])
     raise CheckpointError(
         f"Block {block.name!r} has the structure {structure!r}, unknown to this version of "
         "posthoc-bhpeft. Update the package."
@@ -292,13 +344,15 @@ def read_operator(
 
 
 def check_structure(block: Block, operator: BlockOperator) -> None:
-    """Raise if an operator is of a class that `read_operator` could not read back."""
-    if not isinstance(operator, STRUCTURES):
-        known = ", ".join(structure.__name__ for structure in STRUCTURES)
-        raise CheckpointError(
-            f"The curvature of block {block.name!r} is a {type(operator).__name__}, which has no "
-            f"file format. Supported: {known}."
-        )
+    """Raise if an operator is of a class that `read_term` could not read back."""
+    terms = operator.terms if isinstance(operator, OperatorSum) else (operator,)
+    for term in terms:
+        if not isinstance(term, STRUCTURES):
+            known = ", ".join(structure.__name__ for structure in STRUCTURES)
+            raise CheckpointError(
+                f"The curvature of block {block.name!r} is a {type(term).__name__}, which has no "
+                f"file format. Supported: {known}, and sums of them."
+            )
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ from posthoc_bhpeft.jackknife import guarded_precision, matched_precision
 from posthoc_bhpeft.likelihood import Bernoulli, Gaussian, Likelihood
 from posthoc_bhpeft.predictive.links import Link, LogOdds
 from posthoc_bhpeft.predictive.spectrum import CovarianceSpectrum
+from posthoc_bhpeft.prior import GaussianPrior
 
 
 class Grouping(str, Enum):
@@ -257,6 +258,42 @@ class HeldOut(PriorRule):
         )
         precision = dict.fromkeys(fit.evidence.spectra, candidates[best])
         return PriorChoice(precision, reason, noise)
+
+
+@dataclass(frozen=True)
+class Chained(PriorRule):
+    """An earlier posterior as the prior, its isotropic floor chosen anew by a rule.
+
+    The curvature that the prior carries is kept as it is. The floor is what decides how wide the
+    posterior is where no data has been; it was chosen on the earlier data, and `floor` chooses it
+    again on this.
+
+    Args:
+        prior: From `bayes.as_prior()`.
+        floor: A rule that judges predictions. Rules of the evidence do not apply: they know of
+            isotropic priors alone.
+
+    Raises:
+        ConfigError: If `floor` is a rule of the evidence.
+    """
+
+    prior: GaussianPrior
+    floor: PriorRule = field(default_factory=MatchedPrecision)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.floor, MarginalLikelihood | VisiblePrecision):
+            raise ConfigError(
+                f"Chained(floor={self.floor!r}): the evidence of a floor beside carried curvature "
+                "is not worked out. Supported: MatchedPrecision(), HeldOut(loader), "
+                "FixedPrecision(value), or the prior itself, prior=prior, which keeps its floor."
+            )
+
+    def choose(self, fit: LaplaceFit) -> PriorChoice:
+        """The floor; `bayesianize` puts it under the carried curvature."""
+        if isinstance(fit.likelihood, Gaussian) and isinstance(self.floor, MatchedPrecision):
+            # In regression that rule falls back on the evidence.
+            return PriorChoice(self.prior.precision, "Its floor is kept.")
+        return self.floor.choose(fit)
 
 
 def spread(loader: Loader, wanted: int, n_rows: int) -> list[Any]:

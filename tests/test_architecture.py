@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("predictive",),
     ("jackknife", "matching", "memory", "rebuild", "settings"),
     ("selection",),
-    ("saving",),
+    ("carrying", "saving"),
     ("card", "checks"),
     ("api",),
     ("audit", "data", "interop", "training"),
