@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
@@ -9,6 +10,9 @@ from transformers import TrainerCallback
 if TYPE_CHECKING:
     from rich.progress import Progress
     from torch import Tensor, nn
+
+# Parts of the loss that `PenalizedTrainer` logs.
+_PARTS = ("loss_data", "loss_penalty")
 
 
 class BestWeights(TrainerCallback):  # type: ignore[misc]
@@ -27,11 +31,12 @@ class BestWeights(TrainerCallback):  # type: ignore[misc]
         self.best_epoch = 0
         self._model, self._patience = model, patience
         self._weights: dict[str, Tensor] = {}
-        self._train_loss = float("nan")
+        self._losses: dict[str, float] = {"train_loss": float("nan")}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Remember the mean training loss of the epoch, which comes before its evaluation."""
-        self._train_loss = float((logs or {}).get("loss", self._train_loss))
+        if "loss" in (logs or {}):
+            self._losses = _losses(logs)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **_: Any) -> None:
         """Compare the epoch with the best one and decide whether to go on."""
@@ -40,7 +45,7 @@ class BestWeights(TrainerCallback):  # type: ignore[misc]
             for name, value in metrics.items()
             if name in ("eval_nll", "eval_accuracy", "eval_rmse")
         }
-        self.history.append({"train_loss": self._train_loss, **figures})
+        self.history.append({**self._losses, **figures})
         epoch = len(self.history)
         # Written so that a NaN is never the best.
         if self.best_epoch == 0 or figures["nll"] < self.history[self.best_epoch - 1]["nll"]:
@@ -52,6 +57,11 @@ class BestWeights(TrainerCallback):  # type: ignore[misc]
             }
         if self._patience and epoch - self.best_epoch >= self._patience:
             control.should_training_stop = True
+
+    def keep_last(self, logs: Sequence[Mapping[str, float]]) -> None:
+        """Take the history from the Trainer's logs: without validation the last epoch is kept."""
+        self.history = [_losses(row) for row in logs if "loss" in row]
+        self.best_epoch = len(self.history)
 
     def restore(self) -> None:
         """Put the weights of the best epoch back into the model."""
@@ -110,3 +120,9 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _losses(logs: Mapping[str, float]) -> dict[str, float]:
+    """The mean training loss since the last log, and its parts where it has two."""
+    parts = {name: float(logs[name]) for name in _PARTS if name in logs}
+    return {"train_loss": float(logs["loss"]), **parts}

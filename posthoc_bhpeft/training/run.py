@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import math
-import random
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from posthoc_bhpeft.checkpoints import load_base, load_tokenizer, resolve_model, whole_folder
 from posthoc_bhpeft.data import RowSettings, TextData, encode
-from posthoc_bhpeft.errors import ConfigError, DataError, NonFiniteError
+from posthoc_bhpeft.errors import DataError
+from posthoc_bhpeft.training.loop import Task, check_device, first, run_trainer, seeded
 from posthoc_bhpeft.training.record import TrainingRecord
 from posthoc_bhpeft.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedTokenizerBase
-
-    from posthoc_bhpeft.training.callbacks import BestWeights
 
 
 @dataclass(frozen=True)
@@ -84,12 +80,12 @@ def train(
     settings = settings or TrainingSettings()
     if data.labels is None or (validation is not None and validation.labels is None):
         raise DataError("Training needs rows with labels.")
-    _check_device(device)
+    check_device(device, settings)
     started = time.perf_counter()
-    with _seeded(settings.seed):
-        tuned, tokenizer = _build(model, data, settings, peft_config)
-        best = _fit(tuned, tokenizer, data, validation, settings, progress, device)
-    _check_finite(tuned)
+    with seeded(settings.seed):
+        tuned, tokenizer = build(model, data.label_names, settings, peft_config)
+        task = _task(data, validation, tokenizer, settings)
+        best = run_trainer(tuned, task, settings, progress=progress, device=device)
     record = TrainingRecord(
         model=model,
         settings=settings,
@@ -102,87 +98,38 @@ def train(
         history=tuple(best.history),
         seconds=round(time.perf_counter() - started, 1),
     )
-    return TrainingResult(tuned.eval(), tokenizer, record)
+    return TrainingResult(tuned, tokenizer, record)
 
 
-def _build(
-    model: str, data: TextData, settings: TrainingSettings, peft_config: PeftConfig | None
+def build(
+    model: str,
+    label_names: Sequence[str] | None,
+    settings: TrainingSettings,
+    peft_config: PeftConfig | None,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """A base model with fresh head and fresh adapters, and its tokenizer."""
     from peft import get_peft_model
 
     base = resolve_model(model)
     tokenizer = load_tokenizer(base)
-    plain = load_base(base, label_names=data.label_names, tokenizer=tokenizer, dtype=settings.dtype)
+    plain = load_base(base, label_names=label_names, tokenizer=tokenizer, dtype=settings.dtype)
     return get_peft_model(plain, peft_config or settings.peft_config()), tokenizer
 
 
-def _fit(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
+def _task(
     data: TextData,
     validation: TextData | None,
+    tokenizer: PreTrainedTokenizerBase,
     settings: TrainingSettings,
-    progress: bool,
-    device: str | None,
-) -> BestWeights:
-    from transformers import DataCollatorWithPadding, PrinterCallback, ProgressCallback, Trainer
+) -> Task:
+    from transformers import DataCollatorWithPadding
 
-    from posthoc_bhpeft.training.callbacks import BestWeights, ProgressBar
-
-    best, bar = BestWeights(model, settings.patience), ProgressBar()
-    with tempfile.TemporaryDirectory(prefix="bhpeft-") as scratch:
-        trainer = Trainer(
-            model=model,
-            args=_arguments(settings, scratch, len(data), validation is not None, device),
-            train_dataset=encode(data, tokenizer, max_length=settings.max_length),
-            eval_dataset=None
-            if validation is None
-            else encode(validation, tokenizer, max_length=settings.max_length),
-            data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=_regression_metrics if data.regression else _class_metrics,
-            preprocess_logits_for_metrics=lambda logits, labels: _first(logits),
-            callbacks=[best, *([bar] if progress else [])],
-        )
-        # Their lines go to standard output, which belongs to results.
-        trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(ProgressCallback)
-        try:
-            trainer.train()
-        finally:
-            bar.close()
-    if validation is None:
-        losses = [float(row["loss"]) for row in trainer.state.log_history if "loss" in row]
-        best.history = [{"train_loss": loss} for loss in losses]
-        best.best_epoch = len(losses)
-    best.restore()
-    return best
-
-
-def _arguments(
-    settings: TrainingSettings, folder: str, num_rows: int, evaluate: bool, device: str | None
-) -> Any:
-    from transformers import TrainingArguments
-
-    steps = math.ceil(num_rows / settings.batch_size) * settings.epochs
-    return TrainingArguments(
-        output_dir=folder,
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.peak_learning_rate,
-        weight_decay=settings.weight_decay,
-        warmup_steps=round(settings.warmup * steps),
-        lr_scheduler_type="linear",
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=2 * settings.batch_size,
-        eval_strategy="epoch" if evaluate else "no",
-        logging_strategy="epoch",
-        save_strategy="no",
-        report_to="none",
-        label_names=["labels"],
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available() and device != "cpu",
-        use_cpu=device == "cpu",
-        seed=settings.seed,
+    encoded = partial(encode, tokenizer=tokenizer, max_length=settings.max_length)
+    return Task(
+        train=encoded(data),
+        validation=None if validation is None else encoded(validation),
+        collate=DataCollatorWithPadding(tokenizer),
+        metrics=_regression_metrics if data.regression else _class_metrics,
     )
 
 
@@ -204,48 +151,5 @@ def _regression_metrics(prediction: Any) -> dict[str, float]:
 
 
 def _arrays(prediction: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    outputs = np.asarray(_first(prediction.predictions), dtype=np.float64)
-    return outputs, np.asarray(_first(prediction.label_ids), dtype=np.float64)
-
-
-def _first(values: Any) -> Any:
-    """The logits, where a model returns hidden states beside them."""
-    return values[0] if isinstance(values, tuple) else values
-
-
-def _check_device(device: str | None) -> None:
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    known = ("cpu", *([accelerator.type] if accelerator else []))
-    if device is not None and device not in known:
-        raise ConfigError(
-            f"Training on {device!r} is not possible here. Supported: {', '.join(known)}; to "
-            "choose one of several cards, set CUDA_VISIBLE_DEVICES."
-        )
-
-
-def _check_finite(model: PeftModel) -> None:
-    broken = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and not bool(torch.isfinite(parameter).all())
-    ]
-    if broken:
-        raise NonFiniteError(
-            f"Training broke down: {len(broken)} tensors hold NaN or infinity (first: "
-            f"{broken[0]!r}). Lower the learning rate, or use dtype float32."
-        )
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed every generator that Trainer and weight initialisation use, and put them back."""
-    from transformers import set_seed
-
-    kept = random.getstate(), np.random.get_state()  # noqa: NPY002 - saved, not drawn from
-    with torch.random.fork_rng():
-        try:
-            set_seed(seed)
-            yield
-        finally:
-            random.setstate(kept[0])
-            np.random.set_state(kept[1])  # noqa: NPY002
+    outputs = np.asarray(first(prediction.predictions), dtype=np.float64)
+    return outputs, np.asarray(first(prediction.label_ids), dtype=np.float64)

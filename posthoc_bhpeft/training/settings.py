@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from posthoc_bhpeft.errors import ConfigError
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 PeftKind = Literal["hybrid", "lora", "adapter", "prefix"]
+MixedPrecision = Literal["no", "bf16", "fp16"]
 
 # A prefix moves the loss far less than a weight of the same size, so alone it needs larger steps.
 _LEARNING_RATES: dict[PeftKind, float] = {
@@ -40,6 +41,8 @@ class TrainingSettings:
         bottleneck_size: of the adapters.
         num_virtual_tokens: of the prefix.
         dtype: of the base model.
+        mixed_precision: "bf16" or "fp16" computes the forward pass in that type where torch's
+            autocast deems it safe, weights staying as they are; "bf16" works on a CPU too.
     """
 
     peft: PeftKind = "hybrid"
@@ -55,11 +58,17 @@ class TrainingSettings:
     bottleneck_size: int = 16
     num_virtual_tokens: int = 8
     dtype: str = "float32"
+    mixed_precision: MixedPrecision = "no"
 
     def __post_init__(self) -> None:
         if self.peft not in _LEARNING_RATES:
             raise ConfigError(
                 f"peft is {self.peft!r}. Supported: {', '.join(map(repr, _LEARNING_RATES))}."
+            )
+        if self.mixed_precision not in get_args(MixedPrecision):
+            raise ConfigError(
+                f"mixed_precision is {self.mixed_precision!r}. Supported: "
+                f"{', '.join(map(repr, get_args(MixedPrecision)))}."
             )
         for name in ("epochs", "batch_size", "rank", "bottleneck_size", "num_virtual_tokens"):
             if getattr(self, name) < 1:

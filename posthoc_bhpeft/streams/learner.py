@@ -1,0 +1,333 @@
+"""The learner: one model that goes from round to round, and all that methods do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from posthoc_bhpeft.batches import device_of, evaluating, forward, move
+from posthoc_bhpeft.data import EncodedRows, LengthOrder, TextData, make_loader
+from posthoc_bhpeft.errors import ConfigError, ModelError
+from posthoc_bhpeft.streams.heads import grow_head, name_outputs
+from posthoc_bhpeft.streams.objective import Distill, Objective
+from posthoc_bhpeft.streams.rounds import Heads, LabelSpace, Round
+from posthoc_bhpeft.streams.tokens import TokenCache
+from posthoc_bhpeft.training import TrainingSettings
+from posthoc_bhpeft.training.loop import Task, check_device, run_trainer, seeded
+from posthoc_bhpeft.training.run import build
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from torch.utils.data import DataLoader
+    from transformers import PreTrainedTokenizerBase
+
+    from posthoc_bhpeft.training.penalized import Penalty
+
+Rows = Sequence[tuple[str, TextData]]
+"""Rows with the name of their round."""
+
+Teacher = Callable[[str, TextData], Tensor]
+"""`teacher(round name, N rows)` gives logits (N, C'), such as `Learner.outputs` of a past time."""
+
+# Seeds of two rounds lie so far apart that epochs and classes may count upwards from them.
+_SEED_STEP = 1000
+
+_EVALUATION_ROWS = 64
+
+
+class Learner:
+    """A base model with adapters and a head that grows with the rounds.
+
+    Mutable on purpose: it holds the one model that is trained on and on. What a method carries
+    beside it is the method's own. Everything random follows from the seeds, so what a training
+    does depends on the weights before it and its seed alone.
+
+    Attributes:
+        settings: how to train, unless a training says otherwise.
+        labels: what every output stands for.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        settings: TrainingSettings,
+        heads: Heads,
+        *,
+        peft_config: PeftConfig | None = None,
+        device: str | None = None,
+        progress: bool = False,
+    ) -> None:
+        check_device(device, settings)
+        self.settings, self.labels = settings, LabelSpace(heads)
+        self._base, self._peft_config = base, peft_config
+        self._device, self._progress = device, progress
+        self._built: tuple[PeftModel, PreTrainedTokenizerBase, TokenCache] | None = None
+        self._initial: dict[str, Tensor] = {}
+
+    @classmethod
+    def start(
+        cls,
+        base: str,
+        settings: TrainingSettings,
+        heads: Heads,
+        *,
+        peft_config: PeftConfig | None = None,
+        device: str | None = None,
+        progress: bool = False,
+    ) -> Learner:
+        """A learner that has met no round; its model is built with the first.
+
+        Args:
+            base: "minilm", the folder of a base model, or a hub name.
+            settings: how to train.
+            heads: which outputs a row chooses among.
+            peft_config: any peft configuration in place of the one that `settings` describe.
+            device: "cpu" to leave an accelerator alone; None uses one if there is one.
+            progress: show a bar for every training, on standard error.
+
+        Raises:
+            ConfigError: training on the device is not possible.
+        """
+        return cls(base, settings, heads, peft_config=peft_config, device=device, progress=progress)
+
+    @property
+    def model(self) -> PeftModel:
+        """The model, in eval mode."""
+        return self._parts[0]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer."""
+        return self._parts[1]
+
+    @property
+    def _parts(self) -> tuple[PeftModel, PreTrainedTokenizerBase, TokenCache]:
+        if self._built is None:
+            raise ConfigError("The learner has no model before its first round: call meet(round).")
+        return self._built
+
+    def seed_of(self, index: int) -> int:
+        """The seed of a round, counted from 0."""
+        return self.settings.seed + _SEED_STEP * index
+
+    def meet(self, round_: Round) -> None:
+        """Give every label of the round an output; nothing happens where all have one.
+
+        Raises:
+            DataError: the round was met with other labels before.
+        """
+        labels = self.labels.extended(round_)
+        n_new = len(labels.names) - len(self.labels.names)
+        if self._built is None:
+            self._build(labels)
+        elif n_new:
+            self._grow(n_new)
+            name_outputs(self.model, labels.titles)
+        self.labels = labels
+
+    def fit(
+        self,
+        rows: Rows,
+        *,
+        seed: int,
+        penalty: Penalty | None = None,
+        teacher: Teacher | None = None,
+        distill: Distill | None = None,
+        validation: TextData | Rows | None = None,
+        settings: TrainingSettings | None = None,
+    ) -> tuple[Mapping[str, float], ...]:
+        """Train from the present weights; without any row, nothing happens.
+
+        The loss of a row is its cross entropy among the outputs of its round, so rows of several
+        rounds may be mixed. With validation rows the weights of the best epoch are kept.
+
+        Args:
+            rows: what to train on.
+            seed: of the rows' order and dropout.
+            penalty: a second term of the loss, in nats over all these rows.
+            teacher: asked once about all rows, before the training; for `distill`.
+            distill: a further term, made of a batch's logits and the teacher's.
+            validation: rows with the name of their round; without one they are of the last round
+                in `rows`.
+            settings: how to train this time.
+
+        Returns:
+            The figures of every epoch.
+
+        Raises:
+            ConfigError: only one of `teacher` and `distill` is given.
+            DataError: rows without labels, or with labels that have no output.
+            NonFiniteError: the training broke down.
+        """
+        if (teacher is None) != (distill is None):
+            raise ConfigError("teacher and distill belong together: give both of them or neither.")
+        held_out = _named(validation, rows)
+        rows = [(name, data) for name, data in rows if len(data)]
+        if not rows:
+            return ()
+        objective = self._objective([*rows, *held_out])
+        if teacher is not None:
+            logits = torch.cat([teacher(name, data).cpu() for name, data in rows])
+            objective = replace(objective, teacher=logits, distill=distill)
+        n_rows = sum(len(data) for _, data in rows)
+        task = Task(
+            train=self._numbered(rows, 0),
+            validation=self._numbered(held_out, n_rows) if held_out else None,
+            collate=self._collate(),
+            metrics=objective.metrics,
+            loss=objective.loss,
+            penalty=penalty,
+        )
+        settings = replace(settings or self.settings, seed=seed)
+        with seeded(seed):
+            best = run_trainer(
+                self.model, task, settings, progress=self._progress, device=self._device
+            )
+        return tuple(best.history)
+
+    def reset(self) -> None:
+        """Back to the weights before any training, those of all outputs met since included."""
+        self.restore(self._initial)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copies of all trained weights, by name."""
+        return {
+            name: parameter.detach().clone()
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
+
+    @torch.no_grad()
+    def restore(self, snapshot: Mapping[str, Tensor]) -> None:
+        """Put weights back in place.
+
+        Raises:
+            ModelError: the model has no such weights, or of another shape.
+        """
+        parameters = dict(self.model.named_parameters())
+        for name, values in snapshot.items():
+            if name not in parameters or parameters[name].shape != values.shape:
+                found = tuple(parameters[name].shape) if name in parameters else "nothing"
+                raise ModelError(
+                    f"The snapshot holds {name!r} of shape {tuple(values.shape)}, the model "
+                    f"{found}. A snapshot fits a learner that has met the same rounds."
+                )
+        for name, values in snapshot.items():
+            parameters[name].copy_(values)
+
+    def outputs(self, round_name: str, data: TextData) -> Tensor:
+        """All logits (N, C), float32 on the CPU, in the order of the rows.
+
+        Args:
+            round_name: of the rows. The outputs are the same for every round; it is there so that
+                this method is a `Teacher`.
+            data: N rows, with or without labels.
+        """
+        if len(data) == 0:
+            return torch.empty(0, len(self.labels.names))
+        model, tokenizer, tokens = self._parts
+        rows = EncodedRows(tokens.features(data))
+        loader = make_loader(rows, tokenizer, batch_size=_EVALUATION_ROWS, by_length=True)
+        device = device_of(model)
+        with evaluating(model), torch.no_grad(), self._autocast(device):
+            parts = [forward(model, move(dict(b), device)).float().cpu() for b in loader]
+        order = loader.sampler
+        assert isinstance(order, LengthOrder)
+        return order.restore(torch.cat(parts))
+
+    def logits(self, round_name: str, data: TextData) -> Tensor:
+        """The logits (N, C_round) that rows of the round choose among, see `outputs`."""
+        return self.outputs(round_name, data)[:, list(self.labels.columns(round_name))]
+
+    def loader(
+        self, round_name: str, data: TextData, batch_size: int = 32, *, by_length: bool = False
+    ) -> DataLoader[dict[str, Any]]:
+        """Batches whose `labels`, where known, count within the outputs of the round.
+
+        Args:
+            round_name: of the rows.
+            data: N rows.
+            batch_size: rows a batch.
+            by_length: long rows first, less padding; `loader.sampler.restore` brings results back.
+        """
+        _, tokenizer, tokens = self._parts
+        rows = EncodedRows(tokens.features(data))
+        if data.labels is not None:
+            rows = tokens.labelled(data, self.labels.within(round_name, data))
+        return make_loader(rows, tokenizer, batch_size=batch_size, by_length=by_length)
+
+    @contextmanager
+    def facing(self, round_name: str) -> Iterator[PeftModel]:
+        """Lend the model with the outputs of one round only; names of weights stay as they are.
+
+        `bayesianize` and `predict` then see a classifier (N, C_round), in full precision.
+        """
+        columns = list(self.labels.columns(round_name))
+
+        def keep(module: nn.Module, inputs: Any, output: Any) -> Any:
+            output["logits"] = output["logits"][:, columns]
+            return output
+
+        everything = len(columns) == len(self.labels.names)
+        hook = None if everything else self.model.register_forward_hook(keep)
+        try:
+            yield self.model
+        finally:
+            if hook is not None:
+                hook.remove()
+
+    def _build(self, labels: LabelSpace) -> None:
+        with seeded(self.settings.seed):
+            model, tokenizer = build(self._base, labels.titles, self.settings, self._peft_config)
+        place = self._device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+        tokens = TokenCache(tokenizer, self.settings.max_length)
+        self._built = model.eval().to(place), tokenizer, tokens
+        self._initial = self.snapshot()
+
+    def _grow(self, n_new: int) -> None:
+        """New outputs depend on the seed and their place alone, so `reset` finds them again."""
+        place = len(self.labels.names)
+        generator = torch.Generator().manual_seed(self.seed_of(place))
+        grow_head(self.model, n_new, generator)
+        for name, parameter in self.model.named_parameters():
+            initial = self._initial.get(name)
+            if initial is not None and initial.shape != parameter.shape:
+                self._initial[name] = torch.cat([initial, parameter.detach()[len(initial) :]])
+
+    def _objective(self, rows: Rows) -> Objective:
+        allowed = torch.zeros(len(rows), len(self.labels.names), dtype=torch.bool)
+        for group, (name, _) in enumerate(rows):
+            allowed[group, list(self.labels.columns(name))] = True
+        targets = [t for name, data in rows for t in self.labels.targets(name, data)]
+        groups = [group for group, (_, data) in enumerate(rows) for _ in range(len(data))]
+        return Objective(torch.tensor(targets), torch.tensor(groups), allowed)
+
+    def _numbered(self, rows: Rows, start: int) -> EncodedRows:
+        """The rows, their labels replaced by their numbers in the objective."""
+        tokens = self._parts[2]
+        features = [row for _, data in rows for row in tokens.features(data)]
+        return EncodedRows(tuple({**r, "labels": start + i} for i, r in enumerate(features)))
+
+    def _collate(self) -> Callable[[list[Any]], dict[str, Any]]:
+        from transformers import DataCollatorWithPadding
+
+        return DataCollatorWithPadding(self.tokenizer)  # type: ignore[no-any-return]
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        half = torch.float16 if self.settings.mixed_precision == "fp16" else torch.bfloat16
+        enabled = self.settings.mixed_precision != "no"
+        return torch.autocast(device.type, dtype=half, enabled=enabled)
+
+
+def _named(validation: TextData | Rows | None, rows: Rows) -> Rows:
+    """Validation rows with the name of their round."""
+    if validation is None or not rows:
+        return ()
+    if isinstance(validation, TextData):
+        validation = ((rows[-1][0], validation),)
+    return tuple((name, data) for name, data in validation if len(data))
