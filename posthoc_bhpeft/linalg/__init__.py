@@ -14,7 +14,12 @@ from posthoc_bhpeft.linalg.eigen import (
     KroneckerEigenbasis,
     symmetric_eigh,
 )
-from posthoc_bhpeft.linalg.joint import dropped_energy, pair_eigenbasis, shared_eigenbasis
+from posthoc_bhpeft.linalg.joint import (
+    dropped_energy,
+    joint_eigenbasis,
+    pair_eigenbasis,
+    shared_eigenbasis,
+)
 from posthoc_bhpeft.linalg.merge import MergedTerms, merge_terms
 from posthoc_bhpeft.linalg.nearest import nearest_kronecker
 from posthoc_bhpeft.linalg.operators import (
@@ -41,6 +46,7 @@ __all__ = [
     "conjugate_gradients",
     "dropped_energy",
     "grow_rows",
+    "joint_eigenbasis",
     "merge_terms",
     "nearest_kronecker",
     "pair_eigenbasis",

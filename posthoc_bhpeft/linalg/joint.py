@@ -14,26 +14,63 @@ import torch
 from torch import Tensor
 
 from posthoc_bhpeft.linalg.eigen import KroneckerEigenbasis, symmetric_eigh, wide
-from posthoc_bhpeft.linalg.nearest import nearest_kronecker
+from posthoc_bhpeft.linalg.nearest import merge_kroneckers, nearest_kronecker
 from posthoc_bhpeft.linalg.operators import DiagonalOperator, KroneckerOperator
 
 Term = KroneckerOperator | DiagonalOperator
 
+HIGH_FLOOR = 1.0
+"""In units of the mean eigenvalue; the pair basis is not tried above."""
 
-def pair_eigenbasis(first: KroneckerOperator, second: KroneckerOperator) -> KroneckerEigenbasis:
-    """Unit vectors `Q = U (x) V` in which `L1 (x) R1 + L2 (x) R2` is diagonal; exact.
+ROUNDING, TINY = 1e-12, 1e-300
+"""Eigenvalues below so much of their mean, or below so much, are rounding."""
 
-    `U` diagonalises `L1` and `L2` at once, `V` `R1` and `R2`. With a floor `d`, the off-diagonal
-    part `d (Q^T Q - I)` is dropped.
+
+def joint_eigenbasis(terms: Sequence[Term], floor: float = 0.0) -> KroneckerEigenbasis:
+    """The better of the two bases for `H + d I`, the one that drops less.
+
+    Two Kronecker terms without a floor have the pair basis, which is exact then. A floor at or
+    above the mean eigenvalue of `H` leaves it to the shared basis, which dropped less every time it
+    was measured there, on tuned models and on hundreds of random sums. Below, `dropped_energy`
+    decides between the two. Beside a diagonal term there is the shared basis only.
+
+    Args:
+        terms: Whose sum is `H`; one Kronecker term or more.
+        floor: `d`.
 
     Raises:
         NonFiniteError: If a factor holds NaN or infinity.
     """
+    kroneckers = [term for term in terms if isinstance(term, KroneckerOperator)]
+    if len(kroneckers) == len(terms) == 2 and floor == 0:
+        return pair_eigenbasis(kroneckers)
+    shared = shared_eigenbasis(terms)
+    only = len(kroneckers) < len(terms) or len(terms) == 1
+    if only or floor >= HIGH_FLOOR * float(shared.eigenvalues.mean()):
+        return shared
+    bases = [shared, pair_eigenbasis(kroneckers)]
+    return min(bases, key=lambda basis: dropped_energy(basis, kroneckers, floor))
+
+
+def pair_eigenbasis(terms: Sequence[KroneckerOperator]) -> KroneckerEigenbasis:
+    """Unit vectors `Q = U (x) V` in which `L1 (x) R1 + L2 (x) R2` is diagonal; exact.
+
+    `U` diagonalises `L1` and `L2` at once, `V` does `R1` and `R2`; both as generalised symmetric
+    eigenvectors. With a floor `d`, the off-diagonal part `d (Q^T Q - I)` is dropped.
+
+    Args:
+        terms: Two; more are merged down to two for the basis, which has the exact diagonal of
+            every term all the same.
+
+    Raises:
+        NonFiniteError: If a factor holds NaN or infinity.
+    """
+    (first, second), _ = merge_kroneckers(terms, 2)
     left = simultaneous_vectors(first.left, second.left)
     right = simultaneous_vectors(first.right, second.right)
     p, q = first.shape
     volume = q * log_determinant(left) + p * log_determinant(right)
-    values = diagonal_in((first, second), left, right)
+    values = diagonal_in(terms, left, right)
     return KroneckerEigenbasis(values, left.to(first.left), right.to(first.right), volume)
 
 
@@ -122,15 +159,17 @@ def dropped_energy(
     Args:
         basis: Of the terms, with their exact diagonals as eigenvalues.
         terms: Whose sum is `H`.
-        floor: `d`, above 0.
+        floor: `d`; raised to what rounding leaves of the eigenvalues.
     """
     left, right = wide(basis.left_vectors), wide(basis.right_vectors)
-    weights = 1 / (basis.eigenvalues + floor)
+    least = max(floor, ROUNDING * float(basis.eigenvalues.mean()), TINY)
+    weights = 1 / (basis.eigenvalues + least)
     sides = [(left.T @ wide(t.left) @ left, right.T @ wide(t.right) @ right) for t in terms]
-    sides.append((floor * left.T @ left, right.T @ right))
+    sides.append((least * left.T @ left, right.T @ right))
     total = 0.0
-    for one_left, one_right in sides:
-        for two_left, two_right in sides:
-            inner = (one_left * two_left) @ weights @ (one_right * two_right)
-            total += float((weights * inner).sum())
+    for one in range(len(sides)):
+        for two in range(one + 1):
+            lefts, rights = sides[one][0] * sides[two][0], sides[one][1] * sides[two][1]
+            energy = float((weights * (lefts @ weights @ rights)).sum())
+            total += energy if one == two else 2 * energy
     return max(total - weights.numel(), 0.0)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations
 
 from posthoc_bhpeft.errors import ConfigError
-from posthoc_bhpeft.linalg.nearest import kronecker_distance, kronecker_norm, nearest_kronecker
-from posthoc_bhpeft.linalg.operators import BlockOperator, DenseOperator, KroneckerOperator
+from posthoc_bhpeft.linalg.nearest import kronecker_distance, kronecker_norm, merge_kroneckers
+from posthoc_bhpeft.linalg.operators import BlockOperator, DenseOperator
 from posthoc_bhpeft.linalg.sums import OperatorSum, by_structure, sum_of_diagonals
 
 
@@ -65,24 +64,3 @@ def merge_terms(operator: OperatorSum, max_terms: int) -> MergedTerms:
         tuple(loss / norm for loss in losses),
         kronecker_distance(kroneckers, merged) / norm if losses else 0.0,
     )
-
-
-def merge_kroneckers(
-    terms: list[KroneckerOperator], max_terms: int
-) -> tuple[list[KroneckerOperator], list[float]]:
-    """At most `max_terms` products, and the absolute Frobenius error of each merge."""
-    if max_terms == 1 < len(terms):
-        # All at once is better than two at a time, and here nothing is left to choose.
-        nearest = nearest_kronecker(terms)
-        return [nearest], [kronecker_distance(terms, [nearest])]
-    losses = []
-    while len(terms) > max_terms:
-        trials = []
-        for i, j in combinations(range(len(terms)), 2):
-            pair = [terms[i], terms[j]]
-            nearest = nearest_kronecker(pair)
-            trials.append((kronecker_distance(pair, [nearest]), i, j, nearest))
-        loss, i, j, nearest = min(trials, key=lambda trial: trial[0])
-        terms = [*terms[:i], *terms[i + 1 : j], *terms[j + 1 :], nearest]
-        losses.append(loss)
-    return terms, losses

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -104,3 +105,27 @@ def kronecker_distance(
 def kronecker_norm(terms: Sequence[KroneckerOperator]) -> float:
     """Frobenius norm of a sum of Kronecker products."""
     return math.sqrt(max(kronecker_inner(terms, terms), 0.0))
+
+
+def merge_kroneckers(
+    terms: Sequence[KroneckerOperator], max_terms: int
+) -> tuple[list[KroneckerOperator], list[float]]:
+    """At most `max_terms` products, and the absolute Frobenius error of each merge.
+
+    Two at a time, always those two whose merging has the least error; down to one all at once.
+    """
+    if max_terms == 1 < len(terms):
+        # Better than two at a time, and there is nothing to choose.
+        nearest = nearest_kronecker(terms)
+        return [nearest], [kronecker_distance(terms, [nearest])]
+    terms, losses = list(terms), []
+    while len(terms) > max_terms:
+        trials = []
+        for i, j in combinations(range(len(terms)), 2):
+            pair = [terms[i], terms[j]]
+            nearest = nearest_kronecker(pair)
+            trials.append((kronecker_distance(pair, [nearest]), i, j, nearest))
+        loss, i, j, nearest = min(trials, key=lambda trial: trial[0])
+        terms = [*terms[:i], *terms[i + 1 : j], *terms[j + 1 :], nearest]
+        losses.append(loss)
+    return terms, losses

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.linalg.eigen import Eigenbasis
-from posthoc_bhpeft.linalg.joint import dropped_energy, pair_eigenbasis, shared_eigenbasis
+from posthoc_bhpeft.linalg.joint import joint_eigenbasis
 from posthoc_bhpeft.linalg.operators import (
     BlockOperator,
     DenseOperator,
@@ -89,14 +89,7 @@ class OperatorSum:
             return DenseOperator(self.dense(), self.shape[0]).decompose()
         if not kroneckers:
             return sum_of_diagonals(diagonals).decompose()
-        shared = shared_eigenbasis([*kroneckers, *diagonals])
-        if len(kroneckers) != 2 or diagonals:
-            return shared
-        pair = pair_eigenbasis(*kroneckers)
-        if floor == 0:
-            return pair
-        energies = [dropped_energy(basis, kroneckers, floor) for basis in (pair, shared)]
-        return pair if energies[0] <= energies[1] else shared
+        return joint_eigenbasis([*kroneckers, *diagonals], floor)
 
 
 def flattened(terms: Iterable[BlockOperator]) -> Iterable[BlockOperator]:
