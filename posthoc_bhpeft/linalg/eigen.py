@@ -121,11 +121,7 @@ def symmetric_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         NonFiniteError: If the matrix holds NaN or infinity.
     """
-    if not torch.isfinite(matrix).all():
-        raise NonFiniteError(
-            f"A curvature factor of shape {tuple(matrix.shape)} holds NaN or infinity. "
-            "The gradients of the model overflowed: run the fit in float32 or bfloat16."
-        )
+    require_finite(matrix)
     double = wide(matrix)
     values, vectors = torch.linalg.eigh(0.5 * (double + double.T))
     return values.clamp_min(0), vectors.to(matrix)
@@ -134,3 +130,16 @@ def symmetric_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def wide(matrix: Tensor) -> Tensor:
     """In float64, on its own device where that has float64 (MPS has not)."""
     return (matrix.cpu() if matrix.device.type == "mps" else matrix).double()
+
+
+def require_finite(matrix: Tensor) -> None:
+    """Raise if a factor holds NaN or infinity.
+
+    Raises:
+        NonFiniteError: With the shape of the factor.
+    """
+    if not torch.isfinite(matrix).all():
+        raise NonFiniteError(
+            f"A curvature factor of shape {tuple(matrix.shape)} holds NaN or infinity. "
+            "The gradients of the model overflowed: run the fit in float32 or bfloat16."
+        )

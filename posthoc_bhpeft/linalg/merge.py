@@ -44,6 +44,7 @@ def merge_terms(operator: OperatorSum, max_terms: int) -> MergedTerms:
 
     Raises:
         ConfigError: If `max_terms` is too small.
+        NonFiniteError: If a Kronecker factor to be merged holds NaN or infinity.
     """
     diagonals, kroneckers, others = by_structure(operator.terms)
     if max_terms < 1 or (max_terms == 1 and diagonals and kroneckers and not others):

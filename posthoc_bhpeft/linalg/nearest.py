@@ -13,7 +13,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from posthoc_bhpeft.linalg.eigen import wide
+from posthoc_bhpeft.linalg.eigen import require_finite, wide
 from posthoc_bhpeft.linalg.operators import KroneckerOperator
 
 
@@ -32,9 +32,14 @@ def nearest_kronecker(terms: Sequence[KroneckerOperator]) -> KroneckerOperator:
 
     Returns:
         The nearest product, its factors of equal Frobenius norm, in the terms' dtype.
+
+    Raises:
+        NonFiniteError: If a factor holds NaN or infinity.
     """
     if len(terms) == 1:
         return terms[0]
+    for factor in (f for term in terms for f in (term.left, term.right)):
+        require_finite(factor)
     left_gram, right_gram = gram([t.left for t in terms]), gram([t.right for t in terms])
     # Left factors are measured in units of their norms: their product counts, not either alone.
     norms = left_gram.diagonal().sqrt()

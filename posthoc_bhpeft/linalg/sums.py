@@ -76,11 +76,15 @@ class OperatorSum:
     def decompose(self, floor: float = 0.0) -> Eigenbasis:
         """A basis of unit vectors in which the sum is diagonal, or nearly so.
 
-        One term, diagonal terms, or any dense one: exact. Two Kronecker terms: exact without a
-        floor. Otherwise the terms' off-diagonal parts in a shared basis are dropped.
+        Exact for one term, for diagonal terms, with a dense one among them (or one of another kind,
+        made dense), and for two Kronecker terms without a floor. Otherwise `joint_eigenbasis`:
+        what the terms and the floor leave off the diagonal is dropped.
 
         Args:
             floor: `d` of the isotropic term that is to stand under the sum.
+
+        Raises:
+            NonFiniteError: If a factor holds NaN or infinity.
         """
         if len(self.terms) == 1:
             return self.terms[0].decompose()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from posthoc_bhpeft.errors import ConfigError
+from posthoc_bhpeft.errors import ConfigError, NonFiniteError
 from posthoc_bhpeft.linalg import (
     DiagonalOperator,
     KroneckerOperator,
@@ -147,6 +147,16 @@ def test_single_precision_stays_single_precision():
     terms = [KroneckerOperator(t.left.float(), t.right.float()) for t in sum_of(3).terms]
     merged = merge_terms(OperatorSum(tuple(terms)), 1).operator.terms[0]
     assert merged.left.dtype == merged.right.dtype == torch.float32
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_nan_and_infinity_are_refused_by_shape(value):
+    one = sum_of(2)
+    one.terms[1].right[0, 0] = value
+    with pytest.raises(NonFiniteError, match=r"\(5, 5\)"):
+        merge_terms(one, 1)
+    with pytest.raises(NonFiniteError, match=r"\(5, 5\)"):
+        one.decompose()
 
 
 @pytest.mark.parametrize("max_terms", [0, -1])
