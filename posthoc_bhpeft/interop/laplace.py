@@ -280,7 +280,8 @@ def to_laplace(bayes: BayesianPeft) -> KronLaplace:
         An object of laplace-torch on a `LaplaceModel`; the user's model is not changed by it.
 
     Raises:
-        ConfigError: If laplace-torch has no counterpart of the likelihood or the curvature.
+        ConfigError: If laplace-torch has no counterpart of the likelihood, the curvature or what
+            the prior carries from earlier data.
     """
     posterior, likelihood = bayes.posterior, bayes.likelihood
     if not isinstance(likelihood, Categorical | Gaussian):
@@ -310,6 +311,12 @@ def to_laplace(bayes: BayesianPeft) -> KronLaplace:
 
 def factors_of(posterior: Posterior, block: Block) -> KroneckerOperator:
     """The Kronecker factors of one block."""
+    if block.name in posterior.prior.carried:
+        raise ConfigError(
+            f"to_laplace: the prior of block {block.name!r} carries curvature from earlier data, "
+            "and a prior of laplace-torch is isotropic. Convert the posterior of the first fit, "
+            "or use predict() of this one."
+        )
     operator = posterior.curvature[block.name]
     if not isinstance(operator, KroneckerOperator):
         raise ConfigError(

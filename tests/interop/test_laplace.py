@@ -322,6 +322,13 @@ def test_what_kron_laplace_cannot_hold_is_refused(estimator):
         to_laplace(bayes)
 
 
+def test_a_prior_that_carries_curvature_is_refused():
+    model, loader = mlp(3, 2), pairs((5, 3), 2)
+    chained = bayes_of(model, loader, prior=bayes_of(model, loader).as_prior())
+    with pytest.raises(ConfigError, match="carries curvature from earlier data"):
+        to_laplace(chained)
+
+
 def test_multi_label_is_refused():
     model = mlp(3, 2)
     loader = [(x, y.abs().clamp_max(1)) for x, y in targets((5, 3), 2)]
