@@ -196,9 +196,9 @@ class GaussianPrior:
             if missing or any(shape != shapes[name] for shape in known):
                 raise ConfigError(
                     f"prior= is about other blocks: {name!r} has shape "
-                    f"{shapes.get(name, 'none')} in the model, {known[0] if known else 'none'} in the "
-                    "prior. It must come from the same model, tuned on; if its head has grown by "
-                    "new labels, pass prior.grown(model)."
+                    f"{shapes.get(name, 'none')} in the model, {known[0] if known else 'none'} in "
+                    "the prior. It must come from the same model, tuned on; if its head has grown "
+                    "by new labels, pass prior.grown(model)."
                 )
 
 

@@ -204,7 +204,8 @@ def posterior_tensors(posterior: Posterior) -> dict[str, Tensor]:
             if block.name in operators:
                 for part, tensor in operators[block.name].tensors().items():
                     tensors[f"{place}/{block.name}/{part}"] = tensor
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Copied: a prior may share tensors with a posterior, and a file cannot.
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -281,7 +282,11 @@ def read_posterior(
     """The posterior inside a record and its tensors, on the devices of the weights."""
     entries = record["blocks"]
     prior_means = with_prefix(tensors, "prior_mean/")
-    held = [b for b in blocks if "carried" in entries[b.name]]
+    held = [
+        b
+        for b in blocks
+        if "carried" in entries[b.name] or with_prefix(tensors, f"carried/{b.name}/")
+    ]
     prior = GaussianPrior(
         {b.name: float(entries[b.name]["prior_precision"]) for b in blocks},
         {name: mean.to(weights[name]) for name, mean in prior_means.items()},
@@ -313,20 +318,29 @@ def read_operator(
     weights: Mapping[str, Tensor],
     place: str,
 ) -> BlockOperator:
-    """One block's operator, on the device of its weights: `place` is "curvature" or "carried"."""
+    """One block's operator, like its weights: `place` is "curvature" or "carried"."""
     name = "structure" if place == "curvature" else place
     structures = str(entries[block.name][name]).split("+")
+    # Copied: inside a file tensors are not aligned, and kernels then add up in another order.
     own = {
-        part: tensor.to(weights[block.name].device)
+        part: tensor.to(weights[block.name], copy=True)
         for part, tensor in with_prefix(tensors, f"{place}/{block.name}/").items()
     }
-    if len(structures) == 1 and not any(part.startswith("0.") for part in own):
+    terms = {part.split(".")[0] for part in own if "." in part}
+    if len(structures) == 1 and not terms:
         return read_term(block, structures[0], own)
-    terms = [
-        read_term(block, structure, with_prefix(own, f"{index}."))
-        for index, structure in enumerate(structures)
-    ]
-    return OperatorSum(tuple(terms))
+    if terms != {str(index) for index in range(len(structures))}:
+        raise CheckpointError(
+            f"Block {block.name!r} has {len(structures)} {name} terms in {POSTERIOR_FILE} and "
+            f"{len(terms)} in {TENSOR_FILE}: one of them was edited. Copy both again, or fit and "
+            "save again."
+        )
+    return OperatorSum(
+        tuple(
+            read_term(block, structure, with_prefix(own, f"{index}."))
+            for index, structure in enumerate(structures)
+        )
+    )
 
 
 def read_term(block: Block, structure: str, part: Mapping[str, Tensor]) -> BlockOperator:

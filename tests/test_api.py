@@ -28,6 +28,7 @@ from posthoc_bhpeft import (
     Sampled,
     bayesianize,
 )
+from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.progress import track
 from tests.hybrid.families import tiny_batch, tiny_loader, tiny_model
 from tests.models import hybrid, mlp, pairs, seeded, targets
@@ -274,6 +275,29 @@ def test_held_out_rows_are_never_worse_off() -> None:
 
     fitted_nll = nll(bayes.predict_loader(held_out, progress=False))
     assert fitted_nll <= nll(bayes.predict_loader(held_out, MAP(), progress=False)) + 1e-9
+
+
+def test_a_given_prior_is_taken_as_it_is_and_changes_nothing() -> None:
+    model = hybrid()
+    first = bayesianize(model, tiny_loader(model), **QUIET)
+    prior, state = first.as_prior(), copy.deepcopy(model.state_dict())
+    bayes = bayesianize(model, [tiny_batch(model, seed=5)], prior=prior, progress=False)
+    assert bayes.posterior.prior == prior
+    assert bayes.posterior.n_rows == 4
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    prior.penalty(model).backward()
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == {
+        block.parameter for block in first.blocks
+    }
+
+
+def test_an_isotropic_prior_is_what_a_fixed_precision_gives(reference: BayesianPeft) -> None:
+    prior = GaussianPrior.isotropic(reference.blocks, 2.0)
+    bayes = bayesianize(reference.model, tiny_loader(reference.model), prior=prior, progress=False)
+    assert_close(bayes, reference)
+    assert bayes.log_marginal_likelihood() == reference.log_marginal_likelihood()
+    assert "as given" in bayes.explain()
 
 
 def test_random_signs_take_the_generator() -> None:

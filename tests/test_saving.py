@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -38,6 +39,7 @@ from posthoc_bhpeft import (
 from posthoc_bhpeft.curvature import KroneckerGGN
 from posthoc_bhpeft.errors import CheckpointError, ConfigError, ModelError
 from posthoc_bhpeft.folders import PENDING, SCRATCH, STALE_SECONDS
+from posthoc_bhpeft.linalg import OperatorSum
 from posthoc_bhpeft.prior import GaussianPrior
 from tests.hybrid.families import tiny_batch, tiny_loader, tiny_model
 from tests.models import mlp, pairs, randomize, seeded, targets, wrap
@@ -145,6 +147,134 @@ def test_a_prior_mean_survives(bayes: BayesianPeft, tmp_path: Path) -> None:
     after = BayesianPeft.from_pretrained(tmp_path, model=bayes.model)
     assert after.log_marginal_likelihood() == before.log_marginal_likelihood()
     assert after.posterior.prior.mean.keys() == means.keys()
+
+
+def chained(model: Any, rounds: int = 2, max_terms: int = 2) -> BayesianPeft:
+    """A posterior whose prior is the one before, `rounds` times over; the model moves each time."""
+    bayes = fitted(model)
+    for index in range(1, rounds):
+        later = copy.deepcopy(bayes.model)
+        randomize(later, 0.05, seed=index)
+        bayes = fitted(later, prior=bayes.as_prior(max_terms=max_terms))
+    return bayes
+
+
+def operators(bayes: BayesianPeft) -> dict[str, torch.Tensor]:
+    """All tensors of curvature, prior and bases."""
+    found, posterior = {}, bayes.posterior
+    for place, values in (("h", posterior.curvature), ("k", posterior.prior.carried)):
+        for name, operator in values.items():
+            found |= {f"{place}/{name}/{n}": t for n, t in operator.tensors().items()}
+    for name, basis in posterior.bases.items():
+        found[f"values/{name}"] = basis.eigenvalues
+        found[f"vectors/{name}"] = basis.left_vectors
+        found[f"volume/{name}"] = torch.tensor(basis.log_volume, dtype=torch.float64)
+    found |= {f"mean/{name}": mean for name, mean in posterior.prior.mean.items()}
+    return dict(sorted(found.items()))
+
+
+@pytest.mark.parametrize(("rounds", "max_terms"), [(2, 1), (3, 1), (4, 2)])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_chained_posterior_survives(
+    name: str, rounds: int, max_terms: int, tmp_path: Path
+) -> None:
+    before = chained(MODELS[name](), rounds, max_terms)
+    before.save_pretrained(tmp_path)
+    after = BayesianPeft.from_pretrained(tmp_path)
+    assert_same(operators(before), operators(after))
+    assert_same(numbers(before), numbers(after))
+    assert after.posterior.prior.merge_errors == before.posterior.prior.merge_errors
+    assert bool(after.posterior.prior.merge_errors) == (rounds - 1 > max_terms)
+    assert after.explain() == before.explain()
+    # The next link of the chain is the same from either.
+    one, other = before.as_prior(), after.as_prior()
+    assert one.merge_errors == other.merge_errors
+    shifted = randomize(copy.deepcopy(before.model), 0.1, seed=9)
+    assert torch.equal(one.penalty(shifted), other.penalty(shifted))
+
+
+def test_a_chained_posterior_in_single_precision_survives(tmp_path: Path) -> None:
+    before = chained(tuned(dtype=torch.float32).float(), 3)
+    before.save_pretrained(tmp_path)
+    after = BayesianPeft.from_pretrained(tmp_path)
+    assert_same(operators(before), operators(after))
+    assert_same(numbers(before), numbers(after))
+
+
+@pytest.mark.parametrize("curvature", [DiagonalGGN(), DenseGGN(), KroneckerGGN()], ids=repr)
+def test_every_structure_is_carried(curvature: Any, tmp_path: Path) -> None:
+    model, loader = mlp(4, 3, 3), pairs((6, 4), 3)
+    first = bayesianize(model, loader, curvature=curvature, progress=False)
+    later = randomize(copy.deepcopy(model), 0.1)
+    before = bayesianize(later, loader, curvature=curvature, prior=first.as_prior(), progress=False)
+    before.save_pretrained(tmp_path)
+    after = BayesianPeft.from_pretrained(tmp_path, model=later)
+    assert after.log_marginal_likelihood() == before.log_marginal_likelihood()
+    covariances = [bayes.predict(loader[0]).covariance for bayes in (before, after)]
+    assert torch.equal(*covariances)
+
+
+def test_curvature_in_one_term_comes_back_as_it_was(tmp_path: Path) -> None:
+    """A sum of one term, or a term that is no sum: told apart by the names of their tensors."""
+    bayes = fitted()
+    sums = {name: OperatorSum((o,)) for name, o in bayes.posterior.curvature.items()}
+    posterior = replace(bayes.posterior, curvature=sums)
+    prior = GaussianPrior(posterior.prior.precision, {}, bayes.posterior.curvature, bayes.blocks)
+    before = replace(bayes, posterior=posterior.with_prior(prior))
+    before.save_pretrained(tmp_path)
+    after = BayesianPeft.from_pretrained(tmp_path)
+    name = bayes.blocks[0].name
+    assert isinstance(after.posterior.curvature[name], OperatorSum)
+    assert not isinstance(after.posterior.prior.carried[name], OperatorSum)
+    assert_same(numbers(before), numbers(after))
+
+
+def test_a_chained_posterior_loads_into_a_model_of_lower_precision(tmp_path: Path) -> None:
+    before = chained(tuned(), 3)
+    before.save_pretrained(tmp_path)
+    model = tuned()
+    model.load_state_dict(before.model.state_dict())
+    after = BayesianPeft.from_pretrained(tmp_path, model=model.float())
+    batch = tiny_loader(model, 1)[0]
+    expected = before.predict(batch).probabilities
+    assert torch.allclose(after.predict(batch).probabilities.double(), expected, atol=1e-4)
+    assert after.log_marginal_likelihood() == pytest.approx(before.log_marginal_likelihood(), 1e-4)
+    assert after.as_prior().penalty(model).dtype == torch.float32
+
+
+CARRIED_EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "unknown": lambda entry: entry.update(carried="Tucker"),
+    "another structure": lambda entry: entry.update(carried="DiagonalOperator"),
+    "a term too few": lambda entry: entry.update(carried="KroneckerOperator"),
+    "a term too many": lambda entry: entry.update(carried="+".join(["KroneckerOperator"] * 3)),
+    "left out": lambda entry: entry.pop("carried"),
+    "a number": lambda entry: entry.update(carried=2),
+    "an error in words": lambda entry: entry.update(merge_error="small"),
+}
+
+
+@pytest.mark.parametrize("name", CARRIED_EDITS)
+def test_an_edited_carried_structure_is_refused(name: str, tmp_path: Path) -> None:
+    before = chained(MODELS["plain LoRA"](), 3)
+    before.save_pretrained(tmp_path)
+    edit_json(tmp_path, lambda r: CARRIED_EDITS[name](next(iter(r["blocks"].values()))))
+    with pytest.raises(CheckpointError, match=r"[a-z]+ .*\.$"):
+        BayesianPeft.from_pretrained(tmp_path, model=before.model)
+
+
+def test_a_carried_structure_without_tensors_is_refused(saved: Path) -> None:
+    edit_json(
+        saved,
+        lambda r: next(iter(r["blocks"].values())).update(carried="KroneckerOperator"),
+    )
+    with pytest.raises(CheckpointError, match="was edited"):
+        BayesianPeft.from_pretrained(saved)
+
+
+def test_the_format_is_the_second(saved: Path) -> None:
+    record = json.loads((saved / "posterior.json").read_text())
+    assert record["format_version"] == 2
+    assert all("carried" not in entry for entry in record["blocks"].values())
 
 
 def test_learnt_noise_survives(tmp_path: Path) -> None:
@@ -481,8 +611,8 @@ def test_edited_json(name: str, rebuilt: bool, bayes: BayesianPeft, saved: Path)
 
 
 def test_a_newer_format(saved: Path) -> None:
-    edit_json(saved, lambda record: record.update(format_version=2))
-    with pytest.raises(CheckpointError, match=r"format version 2.*Update the package"):
+    edit_json(saved, lambda record: record.update(format_version=99))
+    with pytest.raises(CheckpointError, match=r"format version 99.*Update the package"):
         BayesianPeft.from_pretrained(saved)
 
 
