@@ -1,0 +1,128 @@
+r"""`CarriedPosterior`: each round starts from the posterior of the last. This package's method.
+
+    theta_t = argmin nll_t(theta) + w/2 |theta - theta_{t-1}|^2 in the norm of K_{t-1} + d I
+    K_t = K_{t-1} + H_t
+
+with `H_t` the Kronecker-factored GGN of round `t` alone (online structured Laplace, Ritter et al.
+2018, https://arxiv.org/abs/1805.07810). At weight `w = 1` this is Bayes' rule in a quadratic world.
+The real one needs more: `H` is taken where the model has fitted its labels and its softmax is
+nearly flat, so it says too little of what leaving would cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from posthoc_bhpeft.api import BayesianPeft, bayesianize
+from posthoc_bhpeft.curvature import Curvature, KroneckerGGN
+from posthoc_bhpeft.data import LengthOrder, TextData
+from posthoc_bhpeft.errors import ConfigError
+from posthoc_bhpeft.predictive import Linearized
+from posthoc_bhpeft.prior import GaussianPrior
+from posthoc_bhpeft.selection import Chained, MatchedPrecision, PriorRule
+from posthoc_bhpeft.streams.learner import Learner
+from posthoc_bhpeft.streams.rounds import Round
+
+
+@dataclass(frozen=True)
+class CarriedPosterior:
+    """The last posterior is the prior of the next round.
+
+    Args:
+        weight: Of the penalty against which a round is trained; the posterior itself is not
+            tempered.
+        floor: Isotropic precision beside the carried curvature in the penalty.
+        forget: Share of the carried precision to let go a round.
+        max_terms: Kronecker terms kept in each block.
+        curvature: Estimator of each round's GGN.
+        width: Chooses the floor of the posterior that predictions are made with.
+    """
+
+    weight: float = 1000.0
+    floor: float = 1e-3
+    forget: float = 0.0
+    max_terms: int = 2
+    curvature: Curvature = field(default_factory=KroneckerGGN)
+    width: PriorRule = field(default_factory=MatchedPrecision)
+
+    shares_first_round = True
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "floor"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be above 0.")
+
+    def start(self, learner: Learner) -> CarriedRun:
+        """No prior yet: the first round is trained the ordinary way."""
+        return CarriedRun(self, learner)
+
+
+class CarriedRun:
+    """The method at work: the posterior of the last round.
+
+    Attributes:
+        bayes: Of the last round; its blocks face that round's outputs.
+    """
+
+    def __init__(self, method: CarriedPosterior, learner: Learner) -> None:
+        self.method, self.learner = method, learner
+        self.bayes: BayesianPeft | None = None
+
+    def learn(self, round_: Round, index: int) -> None:
+        """Train against the carried prior, then make the chained posterior."""
+        learner = self.learner
+        learner.meet(round_)
+        prior = self.carried()
+        learner.fit(
+            [(round_.name, round_.train)],
+            penalty=None if prior is None else prior.tempered(self.method.weight),
+            seed=learner.seed_of(index),
+            validation=round_.validation,
+        )
+        self.remember(round_, index)
+
+    def carried(self) -> GaussianPrior | None:
+        """The prior of the next round, grown to the model's present head; `None` at first."""
+        if self.bayes is None:
+            return None
+        prior = self.bayes.as_prior(forget=self.method.forget, max_terms=self.method.max_terms)
+        return prior.with_floor(self.method.floor).grown(self.learner.model)
+
+    def remember(self, round_: Round, index: int) -> None:
+        """Fit the round's posterior at the present weights."""
+        learner, method, prior = self.learner, self.method, self.carried()
+        with learner.facing(round_.name):
+            self.bayes = bayesianize(
+                learner.model,
+                learner.loader(round_.name, round_.train),
+                curvature=method.curvature,
+                prior=method.width if prior is None else Chained(prior, method.width),
+                predictive=Linearized(max_passes=1),
+                generator=torch.Generator().manual_seed(learner.seed_of(index)),
+                progress=False,
+            )
+
+    def probabilities(self, round_name: str, data: TextData) -> Tensor:
+        """The Bayesian predictive, over the outputs of the row's round."""
+        if self.bayes is None:
+            return self.learner.logits(round_name, data).double().softmax(-1)
+        loader = self.learner.loader(round_name, data, batch_size=64, by_length=True)
+        with self.learner.facing(round_name):
+            prediction = self.bayes.predict_loader(loader, progress=False)
+        order = loader.sampler
+        assert isinstance(order, LengthOrder)
+        found = order.restore_prediction(prediction).probabilities
+        assert found is not None
+        return found.double()
+
+    @property
+    def state_bytes(self) -> int:
+        """The factors carried to the next round; their mean is the model itself."""
+        prior = self.carried()
+        if prior is None:
+            return 0
+        tensors = [t for operator in prior.carried.values() for t in operator.tensors().values()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
