@@ -20,7 +20,7 @@ from posthoc_bhpeft.linalg.operators import DiagonalOperator, KroneckerOperator
 Term = KroneckerOperator | DiagonalOperator
 
 HIGH_FLOOR = 1.0
-"""In units of the mean eigenvalue; the pair basis is not tried above."""
+"""In units of the mean eigenvalue; from here up the pair basis is not tried."""
 
 ROUNDING, TINY = 1e-12, 1e-300
 """Eigenvalues below so much of their mean, or below so much, are rounding."""
@@ -32,7 +32,8 @@ def joint_eigenbasis(terms: Sequence[Term], floor: float = 0.0) -> KroneckerEige
     Two Kronecker terms without a floor have the pair basis, which is exact then. A floor at or
     above the mean eigenvalue of `H` leaves it to the shared basis, which dropped less every time it
     was measured there, on tuned models and on hundreds of random sums. Below, `dropped_energy`
-    decides between the two. Beside a diagonal term there is the shared basis only.
+    decides between the two. Beside a diagonal term there is the shared basis only. Terms that are
+    zero have no say.
 
     Args:
         terms: Whose sum is `H`; one Kronecker term or more.
@@ -41,11 +42,12 @@ def joint_eigenbasis(terms: Sequence[Term], floor: float = 0.0) -> KroneckerEige
     Raises:
         NonFiniteError: If a factor holds NaN or infinity.
     """
-    kroneckers = [term for term in terms if isinstance(term, KroneckerOperator)]
-    if len(kroneckers) == len(terms) == 2 and floor == 0:
+    present = [term for term in terms if float(term.trace()) != 0] or terms[:1]
+    kroneckers = [term for term in present if isinstance(term, KroneckerOperator)]
+    if len(kroneckers) == len(present) == 2 and floor == 0:
         return pair_eigenbasis(kroneckers)
-    shared = shared_eigenbasis(terms)
-    only = len(kroneckers) < len(terms) or len(terms) == 1
+    shared = shared_eigenbasis(present)
+    only = len(kroneckers) < len(present) or len(present) == 1
     if only or floor >= HIGH_FLOOR * float(shared.eigenvalues.mean()):
         return shared
     bases = [shared, pair_eigenbasis(kroneckers)]

@@ -101,6 +101,25 @@ def test_a_zero_term_beside_another_is_no_harm():
     assert relative_error(covariance(basis, 0.0), torch.linalg.inv(one.dense())) < 1e-10
 
 
+@pytest.mark.parametrize("floor", [0.0, 1e-3, 2.0])
+def test_a_term_of_zeros_leaves_the_basis_of_the_other(floor):
+    one, zero = kronecker(P, Q), kronecker(P, Q, 1).scale(0.0)
+    basis = joint_eigenbasis([zero, one], floor)
+    exact = torch.linalg.inv(precision([one], floor))
+    assert relative_error(covariance(basis, floor), exact) < 1e-10
+    assert basis.log_volume == 0
+
+
+@pytest.mark.parametrize("n_terms", [2, 3])
+@pytest.mark.parametrize("floor", [0.0, 2.0])
+def test_a_sum_of_zeros_has_an_orthonormal_basis(floor, n_terms):
+    zeros = [kronecker(P, Q, seed).scale(0.0) for seed in range(n_terms)]
+    basis = joint_eigenbasis(zeros, floor)
+    assert bool((basis.eigenvalues == 0).all())
+    vectors = columns(basis)
+    assert torch.allclose(vectors.T @ vectors, torch.eye(P * Q, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("floor", [0.0, *FLOORS])
 @pytest.mark.parametrize("n_terms", [2, 3])
 def test_terms_that_commute_are_diagonalised_exactly_at_any_floor(n_terms, floor):
