@@ -179,9 +179,32 @@ def test_training_without_labels_is_refused(base):
         run(base, TextData(("a", "b")))
 
 
+def test_mixed_precision_is_recorded_and_taken_off_again(base, chosen, tmp_path):
+    tuned = run(base, chosen.train.take(range(8)), with_settings(epochs=1, mixed_precision="bf16"))
+    assert "forward" not in vars(tuned.model)
+    assert {weight.dtype for weight in trained_weights(tuned).values()} == {torch.float32}
+    again = TrainingRecord.read(tuned.save(tmp_path / "out"))
+    assert again.settings.mixed_precision == "bf16"
+
+
+def test_a_record_from_before_mixed_precision_is_read(result, tmp_path):
+    folder = result.save(tmp_path / "out")
+    content = json.loads((folder / TRAINING_FILE).read_text(encoding="utf-8"))
+    del content["settings"]["mixed_precision"]
+    write_text(folder / TRAINING_FILE, json.dumps(content))
+    assert TrainingRecord.read(folder).settings.mixed_precision == "no"
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [{"epochs": 0}, {"learning_rate": -1.0}, {"warmup": 1.0}, {"peft": "soup"}, {"patience": -1}],
+    [
+        {"epochs": 0},
+        {"learning_rate": -1.0},
+        {"warmup": 1.0},
+        {"peft": "soup"},
+        {"patience": -1},
+        {"mixed_precision": "fp8"},
+    ],
 )
 def test_settings_out_of_range(wrong):
     with pytest.raises(ConfigError):

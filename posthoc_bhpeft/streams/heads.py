@@ -13,7 +13,8 @@ from posthoc_bhpeft.errors import ConfigError, ModelError
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# What transformers draws new weights with where a config says nothing else.
+# Where a config says how new weights are drawn, and what transformers does where it does not.
+_SPREADS = ("initializer_range", "init_std")
 _SPREAD = 0.02
 
 
@@ -46,7 +47,7 @@ def grow_head(model: PeftModel, n_new: int, generator: torch.Generator) -> None:
             "are sequence classifiers whose head is in modules_to_save, as peft does for "
             "task_type='SEQ_CLS'."
         )
-    spread = getattr(config, "initializer_range", None) or _SPREAD
+    spread = next((v for name in _SPREADS if (v := getattr(config, name, None))), _SPREAD)
     weight = torch.empty(n_new, layers[0].in_features).normal_(0.0, spread, generator=generator)
     for layer in layers:
         _grow(layer, weight)
@@ -65,7 +66,8 @@ def name_outputs(model: PeftModel, names: Sequence[str]) -> None:
     config.id2label = dict(enumerate(names))
     config.label2id = {name: i for i, name in enumerate(names)}
     for module in model.modules():
-        if hasattr(module, "num_labels") and hasattr(module, "config"):
+        # In vars only: wrappers pass attributes of the model through.
+        if "num_labels" in vars(module):
             vars(module)["num_labels"] = len(names)
 
 

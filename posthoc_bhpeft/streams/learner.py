@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,34 +40,40 @@ _SEED_STEP = 1000
 _EVALUATION_ROWS = 64
 
 
+@dataclass(frozen=True)
+class _Built:
+    """The model, its tokenizer, rows tokenised with it, and its trained weights at the start."""
+
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    tokens: TokenCache
+    initial: dict[str, Tensor]
+
+
+@dataclass(eq=False)
 class Learner:
-    """A base model with adapters and a head that grows with the rounds.
+    """A base model with adapters and a head that grows with the rounds; made by `start`.
 
     Mutable on purpose: it holds the one model that is trained on and on. What a method carries
     beside it is the method's own. Everything random follows from the seeds, so what a training
     does depends on the weights before it and its seed alone.
 
     Attributes:
+        base: "minilm", the folder of a base model, or a hub name.
         settings: how to train, unless a training says otherwise.
         labels: what every output stands for.
+        peft_config: any peft configuration in place of the one that `settings` describe.
+        device: "cpu" to leave an accelerator alone; None uses one if there is one.
+        progress: show a bar for every training, on standard error.
     """
 
-    def __init__(
-        self,
-        base: str,
-        settings: TrainingSettings,
-        heads: Heads,
-        *,
-        peft_config: PeftConfig | None = None,
-        device: str | None = None,
-        progress: bool = False,
-    ) -> None:
-        check_device(device, settings)
-        self.settings, self.labels = settings, LabelSpace(heads)
-        self._base, self._peft_config = base, peft_config
-        self._device, self._progress = device, progress
-        self._built: tuple[PeftModel, PreTrainedTokenizerBase, TokenCache] | None = None
-        self._initial: dict[str, Tensor] = {}
+    base: str
+    settings: TrainingSettings
+    labels: LabelSpace
+    peft_config: PeftConfig | None = None
+    device: str | None = None
+    progress: bool = False
+    _built: _Built | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def start(
@@ -82,31 +88,24 @@ class Learner:
     ) -> Learner:
         """A learner that has met no round; its model is built with the first.
 
-        Args:
-            base: "minilm", the folder of a base model, or a hub name.
-            settings: how to train.
-            heads: which outputs a row chooses among.
-            peft_config: any peft configuration in place of the one that `settings` describe.
-            device: "cpu" to leave an accelerator alone; None uses one if there is one.
-            progress: show a bar for every training, on standard error.
-
         Raises:
             ConfigError: training on the device is not possible.
         """
-        return cls(base, settings, heads, peft_config=peft_config, device=device, progress=progress)
+        check_device(device, settings)
+        return cls(base, settings, LabelSpace(heads), peft_config, device, progress)
 
     @property
     def model(self) -> PeftModel:
         """The model, in eval mode."""
-        return self._parts[0]
+        return self._parts.model
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its tokenizer."""
-        return self._parts[1]
+        return self._parts.tokenizer
 
     @property
-    def _parts(self) -> tuple[PeftModel, PreTrainedTokenizerBase, TokenCache]:
+    def _parts(self) -> _Built:
         if self._built is None:
             raise ConfigError("The learner has no model before its first round: call meet(round).")
         return self._built
@@ -124,7 +123,7 @@ class Learner:
         labels = self.labels.extended(round_)
         n_new = len(labels.names) - len(self.labels.names)
         if self._built is None:
-            self._build(labels)
+            self._built = self._build(labels)
         elif n_new:
             self._grow(n_new)
             name_outputs(self.model, labels.titles)
@@ -186,21 +185,17 @@ class Learner:
         settings = replace(settings or self.settings, seed=seed)
         with seeded(seed):
             best = run_trainer(
-                self.model, task, settings, progress=self._progress, device=self._device
+                self.model, task, settings, progress=self.progress, device=self.device
             )
         return tuple(best.history)
 
     def reset(self) -> None:
         """Back to the weights before any training, those of all outputs met since included."""
-        self.restore(self._initial)
+        self.restore(self._parts.initial)
 
     def snapshot(self) -> dict[str, Tensor]:
         """Copies of all trained weights, by name."""
-        return {
-            name: parameter.detach().clone()
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad
-        }
+        return trained_weights(self.model)
 
     @torch.no_grad()
     def restore(self, snapshot: Mapping[str, Tensor]) -> None:
@@ -230,9 +225,9 @@ class Learner:
         """
         if len(data) == 0:
             return torch.empty(0, len(self.labels.names))
-        model, tokenizer, tokens = self._parts
-        rows = EncodedRows(tokens.features(data))
-        loader = make_loader(rows, tokenizer, batch_size=_EVALUATION_ROWS, by_length=True)
+        model = self.model
+        rows = EncodedRows(self._parts.tokens.features(data))
+        loader = make_loader(rows, self.tokenizer, batch_size=_EVALUATION_ROWS, by_length=True)
         device = device_of(model)
         with evaluating(model), torch.no_grad(), self._autocast(device):
             parts = [forward(model, move(dict(b), device)).float().cpu() for b in loader]
@@ -255,11 +250,11 @@ class Learner:
             batch_size: rows a batch.
             by_length: long rows first, less padding; `loader.sampler.restore` brings results back.
         """
-        _, tokenizer, tokens = self._parts
+        tokens = self._parts.tokens
         rows = EncodedRows(tokens.features(data))
         if data.labels is not None:
             rows = tokens.labelled(data, self.labels.within(round_name, data))
-        return make_loader(rows, tokenizer, batch_size=batch_size, by_length=by_length)
+        return make_loader(rows, self.tokenizer, batch_size=batch_size, by_length=by_length)
 
     @contextmanager
     def facing(self, round_name: str) -> Iterator[PeftModel]:
@@ -281,23 +276,23 @@ class Learner:
             if hook is not None:
                 hook.remove()
 
-    def _build(self, labels: LabelSpace) -> None:
+    def _build(self, labels: LabelSpace) -> _Built:
         with seeded(self.settings.seed):
-            model, tokenizer = build(self._base, labels.titles, self.settings, self._peft_config)
-        place = self._device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+            model, tokenizer = build(self.base, labels.titles, self.settings, self.peft_config)
+        place = self.device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+        model.eval().to(place)
         tokens = TokenCache(tokenizer, self.settings.max_length)
-        self._built = model.eval().to(place), tokenizer, tokens
-        self._initial = self.snapshot()
+        return _Built(model, tokenizer, tokens, trained_weights(model))
 
     def _grow(self, n_new: int) -> None:
         """New outputs depend on the seed and their place alone, so `reset` finds them again."""
         place = len(self.labels.names)
-        generator = torch.Generator().manual_seed(self.seed_of(place))
-        grow_head(self.model, n_new, generator)
+        grow_head(self.model, n_new, torch.Generator().manual_seed(self.seed_of(place)))
+        initial = self._parts.initial
         for name, parameter in self.model.named_parameters():
-            initial = self._initial.get(name)
-            if initial is not None and initial.shape != parameter.shape:
-                self._initial[name] = torch.cat([initial, parameter.detach()[len(initial) :]])
+            if name in initial and len(parameter) > len(initial[name]):
+                new = parameter.detach()[len(initial[name]) :]
+                initial[name] = torch.cat([initial[name], new])
 
     def _objective(self, rows: Rows) -> Objective:
         allowed = torch.zeros(len(rows), len(self.labels.names), dtype=torch.bool)
@@ -309,7 +304,7 @@ class Learner:
 
     def _numbered(self, rows: Rows, start: int) -> EncodedRows:
         """The rows, their labels replaced by their numbers in the objective."""
-        tokens = self._parts[2]
+        tokens = self._parts.tokens
         features = [row for _, data in rows for row in tokens.features(data)]
         return EncodedRows(tuple({**r, "labels": start + i} for i, r in enumerate(features)))
 
@@ -322,6 +317,15 @@ class Learner:
         half = torch.float16 if self.settings.mixed_precision == "fp16" else torch.bfloat16
         enabled = self.settings.mixed_precision != "no"
         return torch.autocast(device.type, dtype=half, enabled=enabled)
+
+
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all weights that require gradients, by name."""
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def _named(validation: TextData | Rows | None, rows: Rows) -> Rows:

@@ -27,7 +27,8 @@ class Objective:
         targets: output of each of R rows' labels, (R,).
         groups: which line of `allowed` is a row's, (R,).
         allowed: outputs to choose among, (G, C), bool.
-        teacher: logits of another model, (R, C'), C' <= C; None without distillation.
+        teacher: logits of another model for the first rows, (R', C'), R' <= R and C' <= C; None
+            without distillation.
         distill: made of logits and the teacher's; None without distillation.
     """
 
@@ -47,7 +48,8 @@ class Objective:
         """
         rows, logits = labels.cpu(), _full_precision(outputs)
         total = self.cross_entropy(logits, rows).sum()
-        if self.distill is not None and self.teacher is not None and self.in_training(rows):
+        # The teacher was asked about training rows alone, and validation rows come after them.
+        if self.distill and self.teacher is not None and int(rows.max()) < len(self.teacher):
             targets = tuple(self.targets[rows].tolist())
             teacher = self.teacher[rows].to(logits)
             total = total + len(rows) * self.distill(logits, teacher, targets)
@@ -58,10 +60,6 @@ class Objective:
         restricted = self._restricted(logits, rows)
         targets = self.targets[rows].to(logits.device)
         return functional.cross_entropy(restricted, targets, reduction="none")
-
-    def in_training(self, rows: Tensor) -> bool:
-        """Whether the teacher was asked about these rows, as it is about training rows only."""
-        return self.teacher is not None and bool((rows < len(self.teacher)).all())
 
     def metrics(self, prediction: Any) -> dict[str, float]:
         """NLL and accuracy of validation rows, as `Trainer` calls it."""
