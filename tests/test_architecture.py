@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("carrying", "saving"),
     ("card", "checks"),
     ("api",),
-    ("audit", "data", "interop", "training"),
+    ("audit", "data", "interop", "merging", "training"),
     ("streams",),
     ("",),
     ("cli", "demo", "__main__"),
