@@ -12,7 +12,7 @@ OUTPUT ?= outputs
 JOBS ?= auto
 # More options for pytest or a benchmark: make bench-cost ARGS="--rounds 3"
 ARGS ?=
-# Where the benchmark of calibration finds sst2/, ag_news/ and airline_tweets/.
+# Where the benchmarks of calibration and of streams find sst2/, ag_news/ and the other sets.
 DATA ?= data
 
 # Idle threads sleep instead of spinning: on a small or busy machine training is several times
@@ -26,7 +26,7 @@ export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick lint format docs clean distclean
-.PHONY: bench-fidelity bench-cost bench-calibration results
+.PHONY: bench-fidelity bench-cost bench-calibration bench-streams results
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
@@ -74,7 +74,11 @@ bench-calibration: $(STAMP) ## MAP against Bayes on real sets, DATA=FOLDER; writ
 	@test -d "$(DATA)" || { echo "error: '$(DATA)' is no folder; say where sst2/, ag_news/ and airline_tweets/ are: make $@ DATA=FOLDER"; exit 1; }
 	$(BIN)/python benchmarks/calibration.py --data "$(DATA)" $(ARGS)
 
-results: bench-fidelity bench-cost bench-calibration ## every figure of the README and the docs, DATA=FOLDER
+bench-streams: $(STAMP) ## ours and every baseline on four streams of rounds (hours; finished cells are kept), DATA=FOLDER
+	@test -d "$(DATA)" || { echo "error: '$(DATA)' is no folder; say where sst2/, airline_tweets/, amazon_full/, yelp_full/, ag_news/, dbpedia14/ and fomc_stream/ are: make $@ DATA=FOLDER"; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/streams.py --data "$(DATA)" --figures $(ARGS)
+
+results: bench-fidelity bench-cost bench-calibration bench-streams ## every figure of the README and the docs, DATA=FOLDER
 
 clean: ## remove caches, reports and the built site
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* htmlcov site build dist

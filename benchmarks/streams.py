@@ -1,0 +1,326 @@
+"""Learning from data that arrives in rounds: ours beside every baseline, on four streams.
+
+    python benchmarks/streams.py --data DIR --tune       # the strengths in stream_methods.py
+    python benchmarks/streams.py --data DIR --workers 2  # every cell that is missing, then the page
+    python benchmarks/streams.py --data DIR --report --figures
+
+where DIR holds one folder a set (`sst2`, `airline_tweets`, `amazon_full`, `yelp_full`, `ag_news`,
+`dbpedia14`, `fomc_stream`) with `train` and `test` files. A cell is a stream, a seed and a method.
+It is written to `--output` under a hash of its rows, settings and method, and used again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import re
+import shlex
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from first_fit import FirstFit
+from stream_data import STREAMS, Sizes, Stream
+from stream_figures import as_csv, picture
+from stream_methods import METHODS, OURS, TUNING_SEED, TUNING_STREAMS
+from stream_page import page, tuning_table
+from stream_tables import JOINT, WARM, Result, summary_table
+
+from posthoc_bhpeft.checkpoints import read_json, write_json, write_text
+from posthoc_bhpeft.streams import Learner, RoundScore, score
+from posthoc_bhpeft.streams.methods import StreamMethod
+from posthoc_bhpeft.training import TrainingSettings
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parents[1] / "README.md"
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
+BASE = "minilm"
+# Part of every cell's key: raise it when a cell means something else than before.
+PROTOCOL = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method on a stream with a seed.
+
+    Attributes:
+        stream: its name.
+        seed: of the rows, the weights and the order.
+        method: its name in `METHODS`.
+        strength: another one than the chosen, while tuning.
+    """
+
+    stream: str
+    seed: int
+    method: str
+    strength: float | None = None
+
+    def build(self) -> StreamMethod:
+        """The method itself."""
+        contender = METHODS[self.method]
+        return contender() if self.strength is None else contender.make(self.strength)
+
+    @property
+    def label(self) -> str:
+        """For people and for the file's name."""
+        strength = "" if self.strength is None else f"@{self.strength:g}"
+        return f"{self.stream}-{self.seed}-{self.method}{strength}"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all cells have in common.
+
+    Attributes:
+        data: folder with one folder a set.
+        output: where cells and first rounds are kept.
+        sizes: rows a round.
+        settings: of every training; the seed is the cell's.
+    """
+
+    data: Path
+    output: Path
+    sizes: Sizes
+    settings: TrainingSettings
+
+
+@cache
+def stream_of(setup: Setup, name: str, seed: int) -> Stream:
+    """The rounds of a stream, read once a process."""
+    return STREAMS[name](setup.data, seed, setup.sizes)
+
+
+def settings_of(cell: Cell, setup: Setup) -> TrainingSettings:
+    """The common settings with the cell's seed and the parts that the method trains."""
+    return replace(setup.settings, seed=cell.seed, peft=METHODS[cell.method].peft)
+
+
+def identity(cell: Cell, setup: Setup) -> dict[str, Any]:
+    """Everything that decides what a cell's figures are, but for the code."""
+    stream = stream_of(setup, cell.stream, cell.seed)
+    method = repr(cell.build())
+    if " at 0x" in method:
+        raise ValueError(f"{method} names no settings; give its class a repr without addresses.")
+    return {
+        "protocol": PROTOCOL,
+        "base": BASE,
+        "stream": cell.stream,
+        "seed": cell.seed,
+        "heads": stream.heads.value,
+        "rounds": [[r.name, r.train.digest, r.test and r.test.digest] for r in stream.rounds],
+        "settings": asdict(settings_of(cell, setup)),
+        "method": method,
+    }
+
+
+def path_of(cell: Cell, setup: Setup) -> Path:
+    """The file of a cell."""
+    text = json.dumps(identity(cell, setup), sort_keys=True)
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    slug = re.sub(r"[^a-z0-9@.]+", "-", cell.label.lower()).strip("-")
+    return setup.output / "cells" / f"{slug}-{key}.json"
+
+
+def run_cell(cell: Cell, setup: Setup) -> dict[str, Any]:
+    """Learn round after round and score after each of them."""
+    stream = stream_of(setup, cell.stream, cell.seed)
+    learner = Learner.start(BASE, settings_of(cell, setup), stream.heads, device="cpu")
+    first = FirstFit(learner, setup.output / "first")
+    run = cell.build().start(learner)
+    rounds: list[dict[str, Any]] = []
+    scores: list[RoundScore] = []
+    for index, round_ in enumerate(stream.rounds):
+        before = time.process_time()
+        run.learn(round_, index)
+        seconds = time.process_time() - before + first.seconds_saved()
+        scores += score(run, learner.labels, round_.name, stream.scored(index))
+        rounds.append(
+            {
+                "name": round_.name,
+                "rows": len(round_.train),
+                "seconds": seconds,
+                "state_bytes": run.state_bytes,
+                "weights_bytes": sum(t.nbytes for t in learner.snapshot().values()),
+            }
+        )
+    return {
+        "cell": cell.label,
+        "stream": cell.stream,
+        "seed": cell.seed,
+        "method": cell.method,
+        "one_test": stream.one_test,
+        "identity": identity(cell, setup),
+        "rounds": rounds,
+        "scores": [asdict(s) for s in scores],
+    }
+
+
+def start_worker() -> None:
+    """Cells run beside each other, so each has one thread, and only what they return is said."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def work(cell: Cell, setup: Setup) -> str:
+    """Run a cell and write it; what it was, how good and how long, for the log."""
+    start = time.perf_counter()
+    content = run_cell(cell, setup)
+    write_json(path_of(cell, setup), content)
+    result = Result.from_json(content)
+    accuracy = 100 * result.mean("accuracy")
+    return f"{cell.label}: {accuracy:.1f} % after {time.perf_counter() - start:.0f} s"
+
+
+def run_cells(cells: Sequence[Cell], setup: Setup, workers: int) -> int:
+    """Run them in processes of their own; the number that failed."""
+    # Fresh processes: threads of this one, such as torch's, do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    failed = 0
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as pool:
+        jobs = {pool.submit(work, cell, setup): cell for cell in cells}
+        for number, job in enumerate(as_completed(jobs), start=1):
+            try:
+                said = job.result()
+            except Exception:  # the other cells are worth having all the same
+                failed += 1
+                said = f"{jobs[job].label} FAILED\n{traceback.format_exc()}"
+            print(f"[{number}/{len(cells)}] {said}", flush=True)
+    return failed
+
+
+def tuning_cells(streams: Iterable[str], methods: Iterable[str]) -> list[Cell]:
+    """Every strength of every method that has one, on the streams and the seed for tuning."""
+    return [
+        Cell(stream, TUNING_SEED, method, strength)
+        for stream in TUNING_STREAMS
+        for method in methods
+        for strength in METHODS[method].grid
+        if stream in streams
+    ]
+
+
+def result_cells(
+    streams: Iterable[str], methods: Iterable[str], seeds: Iterable[int]
+) -> list[Cell]:
+    """All cells, one seed of all streams and methods after the other."""
+    return [
+        Cell(stream, seed, method) for seed in seeds for stream in streams for method in methods
+    ]
+
+
+def finished(cells: Iterable[Cell], setup: Setup) -> dict[Cell, Result]:
+    """Those whose file is there."""
+    found = {}
+    for cell in cells:
+        path = path_of(cell, setup)
+        if path.is_file():
+            found[cell] = Result.from_json(read_json(path))
+    return found
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    say = parser.add_argument
+    say("--data", type=Path, required=True, help="folder with one folder a set")
+    say("--streams", nargs="+", default=list(STREAMS), choices=list(STREAMS))
+    say("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    say("--only-method", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="NAME")
+    say("--workers", type=int, default=1, help="processes, one thread each")
+    say("--reuse", action=argparse.BooleanOptionalAction, default=True, help="keep finished cells")
+    say("--tune", action="store_true", help="try every strength, print the table and stop")
+    say("--report", action="store_true", help="run nothing, write the page from finished cells")
+    say("--figures", action="store_true", help="draw the picture too")
+    say("--output", type=Path, default=Path("outputs/streams"), help="cells are kept here")
+    say("--results", type=Path, default=RESULTS, help="streams.md and streams.csv go here")
+    say("--images", type=Path, default=IMAGES, help="streams.png goes here")
+    for field in fields(Sizes):
+        many = "+" if isinstance(field.default, tuple) else None
+        say(f"--{field.name}-rows", type=int, nargs=many, default=field.default)
+    say("--epochs", type=int, default=5)
+    say("--learning-rate", type=float, default=2e-3)
+    say("--batch-size", type=int, default=8)
+    say("--max-length", type=int, default=48)
+    say("--mixed-precision", default="bf16", choices=["no", "bf16"])
+    return parser.parse_args(arguments)
+
+
+def setup_of(options: argparse.Namespace) -> Setup:
+    """The options that decide figures, as values."""
+    rows = {field.name: getattr(options, f"{field.name}_rows") for field in fields(Sizes)}
+    settings = TrainingSettings(
+        epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        batch_size=options.batch_size,
+        max_length=options.max_length,
+        mixed_precision=options.mixed_precision,
+        # Decay pulls towards zero, which is not where any of these methods wants the weights.
+        weight_decay=0.0,
+    )
+    sizes = Sizes(**{name: tuple(v) if isinstance(v, list) else v for name, v in rows.items()})
+    return Setup(options.data, options.output, sizes, settings)
+
+
+def report(options: argparse.Namespace, setup: Setup) -> None:
+    """Write the page, the CSV and, if asked for, the picture from the cells that are there."""
+    kept = setup.output / "cells"
+    streams = [name for name in STREAMS if any(kept.glob(f"{name}-*.json"))]
+    results = list(finished(result_cells(streams, METHODS, options.seeds), setup).values())
+    if not results:
+        sys.exit(f"No finished cell of these settings under {str(setup.output)!r}; run them first.")
+    tuned = tuning_table(finished(tuning_cells(streams, METHODS), setup))
+    said = [word for word in sys.argv if word != "--report"]
+    command = shlex.join(["python", *said]).replace(str(options.data), "DIR")
+    write_text(options.results / "streams.md", page(results, tuned, command, setup))
+    write_text(options.results / "streams.csv", as_csv(results))
+    if options.figures:
+        options.images.mkdir(parents=True, exist_ok=True)
+        picture(results, (OURS, WARM, JOINT)).savefig(options.images / "streams.png", dpi=150)
+    if options.results == RESULTS:
+        update_readme(summary_table(results))
+    print(summary_table(results))
+
+
+def update_readme(table: str) -> None:
+    """Put the summary between the README's markers, where it has them."""
+    start, end = "<!-- results:streams -->", "<!-- /results:streams -->"
+    before, found, rest = README.read_text(encoding="utf-8").partition(start)
+    if found:
+        write_text(README, f"{before}{start}\n{table}\n{end}{rest.partition(end)[2]}")
+
+
+def main() -> None:
+    """Run what is missing, then write."""
+    options = parse()
+    setup = setup_of(options)
+    cells = result_cells(options.streams, options.only_method, options.seeds)
+    if options.tune:
+        cells = tuning_cells(options.streams, options.only_method)
+    failed = 0
+    if not options.report:
+        missing = [c for c in cells if not (options.reuse and path_of(c, setup).is_file())]
+        failed = run_cells(missing, setup, options.workers)
+    if options.tune:
+        print(tuning_table(finished(cells, setup)))
+    else:
+        report(options, setup)
+    sys.exit(f"{failed} cells failed, see above" if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""The parts of the stream benchmark that run no model, on rows and scores made up here."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posthoc_bhpeft.data import TextData
+from posthoc_bhpeft.errors import DataError
+from posthoc_bhpeft.streams import RoundScore
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a module of the benchmarks by its name."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+def dated(dates: list[str], labels: list[int] | None = None) -> TextData:
+    labels = [i % 2 for i in range(len(dates))] if labels is None else labels
+    return TextData(
+        texts=tuple(f"{date} {i}" for i, date in enumerate(dates)),
+        labels=tuple(labels),
+        label_names=("dovish", "hawkish"),
+        columns={"date": tuple(dates)},
+    )
+
+
+# Eras
+
+
+def test_eras_are_contiguous_and_lose_no_row(bench: Any) -> None:
+    rows = dated([f"20{i * 7 % 40:02d}-01-01" for i in range(40)])
+    parts = bench("stream_data").eras(rows, 4)
+    assert [len(part) for part in parts] == [10] * 4
+    dates = [date for part in parts for date in part.columns["date"]]
+    assert dates == sorted(rows.columns["date"])
+    assert sorted(t for part in parts for t in part.texts) == sorted(rows.texts)
+
+
+def test_rows_of_one_date_stay_in_one_era(bench: Any) -> None:
+    # An even cut would go through the ten rows of 2001: the border nearest to 8 is before them.
+    rows = dated(["2000"] * 6 + ["2001"] * 10)
+    assert [len(part) for part in bench("stream_data").eras(rows, 2)] == [6, 10]
+
+
+def test_every_era_has_a_date_of_its_own_however_uneven_they_are(bench: Any) -> None:
+    rows = dated(["2000"] * 20 + ["2001", "2002", "2003"])
+    assert [len(part) for part in bench("stream_data").eras(rows, 4)] == [20, 1, 1, 1]
+    rows = dated(["2000", "2001", "2002"] + ["2003"] * 20)
+    assert [len(part) for part in bench("stream_data").eras(rows, 4)] == [1, 1, 1, 20]
+
+
+def test_eras_say_what_is_missing(bench: Any) -> None:
+    eras = bench("stream_data").eras
+    with pytest.raises(DataError, match="2 different values of 'date' cannot make 3 eras"):
+        eras(dated(["2000", "2001", "2001"]), 3)
+    with pytest.raises(DataError, match=r"no column 'day'.*date"):
+        eras(dated(["2000", "2001"]), 2, "day")
+
+
+# Labels
+
+
+def test_stars_become_polarity_and_the_middle_is_dropped(bench: Any) -> None:
+    module = bench("stream_data")
+    stars = ("very negative", "negative", "neutral", "positive", "very positive")
+    rows = TextData(texts=tuple("abcde"), labels=(4, 2, 0, 1, 3), label_names=stars)
+    new = module.relabelled(rows, module.SENTIMENT, module.POLARITY)
+    assert new.texts == ("a", "c", "d", "e")
+    assert new.labels == (1, 0, 0, 1)
+    assert new.label_names == ("negative", "positive")
+    assert new.indices == (0, 2, 3, 4)
+
+
+def test_labels_of_another_kind_are_refused(bench: Any) -> None:
+    module = bench("stream_data")
+    with pytest.raises(DataError, match=r"dovish, hawkish, none of which is among very negative"):
+        module.relabelled(dated(["2000"]), module.SENTIMENT, module.POLARITY)
+
+
+def test_pooled_rows_keep_labels_and_dates(bench: Any) -> None:
+    both = bench("stream_data").pooled([dated(["2000", "2001"]), dated(["1999"], [1])])
+    assert both.labels == (0, 1, 1)
+    assert both.columns["date"] == ("2000", "2001", "1999")
+
+
+# Tables
+
+
+def result(
+    bench: Any, method: str, accuracies: list[list[float]], seed: int = 0, **changes: Any
+) -> Any:
+    """Accuracies [trained][tested]; NLL is one less the accuracy, ECE a tenth of that."""
+    count = len(accuracies)
+    scores = tuple(
+        RoundScore(f"r{i}", f"r{j}", 100, 2, a, 1 - a, (1 - a) / 10)
+        for i, row in enumerate(accuracies)
+        for j, a in enumerate(row)
+    )
+    given: dict[str, Any] = {
+        "stream": "domains",
+        "seed": seed,
+        "method": method,
+        "one_test": False,
+        "rounds": tuple(f"r{i}" for i in range(count)),
+        "seconds": (5.0,) + (10.0,) * (count - 1),
+        "state_bytes": (0,) * count,
+        "weights_bytes": (100,) * count,
+        "scores": scores,
+    }
+    return bench("stream_tables").Result(**{**given, **changes})
+
+
+WARM = [[0.8, 0.6], [0.5, 0.9]]
+JOINT = [[0.8], [0.8, 0.9]]
+
+
+def line(table: str, method: str) -> list[str]:
+    found = [text for text in table.splitlines() if text.startswith(f"| {method} |")]
+    assert len(found) == 1, table
+    return [cell.strip() for cell in found[0].strip("|").split("|")]
+
+
+def test_measures_of_one_cell(bench: Any) -> None:
+    warm = result(bench, "warm start", WARM)
+    assert warm.mean("accuracy") == pytest.approx(0.7)
+    assert warm.mean("accuracy", 0) == pytest.approx(0.8), "the round to come is not in the mean"
+    assert warm.backward == pytest.approx(-0.3)
+    assert warm.forward == pytest.approx(0.1)
+    assert warm.later_seconds == 10.0
+
+
+@pytest.mark.parametrize(
+    ("method", "warm", "joint", "closed"),
+    [(0.8, 0.7, 0.9, 0.5), (0.7, 0.7, 0.9, 0.0), (0.6, 0.7, 0.9, -0.5), (0.95, 0.7, 0.9, 1.25)],
+)
+def test_gap_closed(bench: Any, method: float, warm: float, joint: float, closed: float) -> None:
+    assert bench("stream_tables").gap_closed(method, warm, joint) == pytest.approx(closed)
+
+
+@pytest.mark.parametrize("joint", [0.705, 0.6])
+def test_no_gap_is_no_share(bench: Any, joint: float) -> None:
+    assert bench("stream_tables").gap_closed(0.8, 0.7, joint) is None
+
+
+def test_the_gap_counts_only_seeds_that_all_have(bench: Any) -> None:
+    results = [
+        result(bench, "warm start", WARM),
+        result(bench, "joint", JOINT),
+        result(bench, "ours", [[0.8], [0.65, 0.9]]),
+        result(bench, "ours", [[0.1], [0.1, 0.1]], seed=1),
+    ]
+    assert bench("stream_tables").closed(results, "ours") == pytest.approx(0.5)
+    assert bench("stream_tables").closed(results[2:], "ours") is None
+
+
+def test_main_table(bench: Any) -> None:
+    ours = {"seconds": (99.0, 15.0), "state_bytes": (120, 120)}
+    results = [
+        result(bench, "warm start", WARM),
+        result(bench, "ours", [[0.8], [0.65, 0.9]], **ours),
+        result(bench, "ours", [[0.8], [0.65, 0.9]], seed=1, **ours),
+        result(bench, "joint", JOINT, state_bytes=(10, 20)),
+    ]
+    table = bench("stream_tables").main_table(results)
+    assert line(table, "warm start")[2:5] == ["70.0 ± 0.0", "-30.0", "+10.0"]
+    # Seed 1 has no warm start to be compared with, so no ratio is given.
+    assert line(table, "ours")[1:] == [
+        *["2", "77.5 ± 0.0", "-15.0", "–", "0.225", "0.022", "–", "1.20", "50 %"]
+    ]
+    assert line(bench("stream_tables").main_table(results[:2]), "ours")[7] == "1.50"
+    assert line(table, "joint")[-2:] == ["0.20", "100 %"]
+
+
+def test_a_state_that_grows_is_shown_to_grow(bench: Any) -> None:
+    rounds = [[0.8], [0.8, 0.8], [0.8, 0.8, 0.8]]
+    grown = result(bench, "progressive", rounds, state_bytes=(0, 100, 200))
+    assert line(bench("stream_tables").main_table([grown]), "progressive")[8] == "1.00 to 2.00"
+
+
+def test_one_test_set_has_no_transfer_and_is_held_against_joint(bench: Any) -> None:
+    tables = bench("stream_tables")
+
+    def growing(method: str, values: list[float], seconds: float) -> Any:
+        scores = tuple(
+            RoundScore(f"r{i}", f"r{i}", 9, 2, a, 1 - a, 0) for i, a in enumerate(values)
+        )
+        return result(
+            bench, method, [[0.0]] * 3, one_test=True, scores=scores, seconds=(seconds,) * 3
+        )
+
+    results = [growing("joint", [0.5, 0.9, 0.9], 5.0), growing("ours", [0.5, 0.88, 0.91], 1.0)]
+    assert results[1].backward is None
+    assert results[1].forward is None
+    assert line(tables.cost_table(results, "r1"), "ours") == ["ours", "-2.0", "0.20"]
+    assert line(tables.curve_table(results), "ours") == ["ours", "50.0", "88.0", "91.0"]
+    assert tables.differences(results[1:], results[:1], "accuracy") == pytest.approx([-0.02, 0.01])
+
+
+def test_orders_are_told_apart(bench: Any) -> None:
+    other = result(bench, "ours", WARM, seed=1, rounds=("r1", "r0"))
+    table = bench("stream_tables").order_table([other, result(bench, "ours", JOINT)])
+    assert table.splitlines()[0] == "| method | r0 → r1 | r1 → r0 |"
+    assert line(table, "ours")[1] == "85.0"
+
+
+def test_paired_differences(bench: Any) -> None:
+    tables = bench("stream_tables")
+    results = [
+        *(result(bench, "ours", [[0.8], [0.7, 0.9]], seed) for seed in (0, 1)),
+        *(result(bench, "LwF", [[0.8], [0.6, 0.8]], seed) for seed in (1, 2)),
+    ]
+    found = line(tables.paired_table(results, "ours"), "LwF")
+    assert found == ["LwF", "2", "+10.0 (+10.0 to +10.0)", "-0.100 (-0.100 to -0.100)"]
+
+
+def test_the_interval_covers_as_often_as_it_says(bench: Any) -> None:
+    import numpy as np
+
+    draws = np.random.default_rng(1).normal(0.3, 1.0, size=(300, 40))
+    tables = bench("stream_tables")
+    found = [tables.interval(values, resamples=400) for values in draws]
+    covered = np.mean([i.low <= 0.3 <= i.high for i in found])
+    # Percentile intervals of 40 values are a little short; 3 standard errors are 0.04.
+    assert 0.88 <= covered <= 0.98
+    assert found[0].estimate == pytest.approx(draws[0].mean())
+
+
+def test_the_csv_holds_every_score(bench: Any) -> None:
+    text = bench("stream_figures").as_csv([result(bench, "warm start", WARM, seed=2)])
+    lines = text.splitlines()
+    assert len(lines) == 5
+    assert lines[2] == "domains,2,warm start,r0,r1,100,0.6000,0.4000,0.0400"
+
+
+def test_the_picture_has_a_panel_a_stream_and_a_line_a_round(bench: Any) -> None:
+    pytest.importorskip("matplotlib")
+    results = [
+        result(bench, "warm start", WARM),
+        result(bench, "ours", [[0.8], [0.65, 0.9]]),
+        result(bench, "ours", JOINT, stream="time"),
+    ]
+    figure = bench("stream_figures").picture(results, ("ours", "warm start"))
+    assert [axes.get_title() for axes in figure.axes] == ["domains", "time"]
+    assert [len(axes.lines) for axes in figure.axes] == [4, 2]
+    ours, warm = figure.axes[0].lines[:2], figure.axes[0].lines[2:]
+    assert list(ours[0].get_ydata()) == pytest.approx([80.0, 65.0])
+    assert list(warm[1].get_ydata()) == pytest.approx([90.0])
+    assert list(warm[1].get_xdata()) == [2]
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["r0", "r1"]
