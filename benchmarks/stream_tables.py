@@ -200,9 +200,9 @@ def _state(mine: Sequence[Result]) -> str:
         statistics.mean(values) for values in zip(*(r.state for r in mine), strict=True)
     )
     # A growing head moves the ratio by a little; that is no growth of the state.
-    if math.isclose(second, last, rel_tol=0.05, abs_tol=0.005):
-        return f"{last:.2f}"
-    return f"{second:.2f} to {last:.2f}"
+    if math.isclose(second, last, rel_tol=0.05):
+        return f"{last:.2g}"
+    return f"{second:.2g} to {last:.2g}"
 
 
 def summary_table(results: Sequence[Result]) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from posthoc_bhpeft.data import TextData
 from posthoc_bhpeft.errors import DataError
 from posthoc_bhpeft.streams import RoundScore
+from tests.streams import tiny
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -89,6 +92,145 @@ def test_pooled_rows_keep_labels_and_dates(bench: Any) -> None:
     both = bench("stream_data").pooled([dated(["2000", "2001"]), dated(["1999"], [1])])
     assert both.labels == (0, 1, 1)
     assert both.columns["date"] == ("2000", "2001", "1999")
+
+
+# Streams
+
+
+def write_set(folder: Path, names: list[str], rows: int, **columns: list[str]) -> None:
+    folder.mkdir()
+    (folder / "meta.json").write_text(json.dumps({"label_names": names}))
+    for split in ("train", "test"):
+        lines = [
+            {"text": f"{folder.name} {split} {i}", "label": i % len(names)}
+            | {name: values[i] for name, values in columns.items()}
+            for i in range(rows)
+        ]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+def test_growth_never_shows_a_row_twice_and_is_drawn_by_seed(bench: Any, tmp_path: Path) -> None:
+    module = bench("stream_data")
+    write_set(tmp_path / "sst2", ["negative", "positive"], 40)
+    sizes = module.Sizes(growth=(5, 10, 20), test=15)
+    one, other = (module.growth(tmp_path, seed, sizes) for seed in (0, 1))
+    assert [len(r.train) for r in one.rounds] == [5, 10, 20]
+    assert len({text for r in one.rounds for text in r.train.texts}) == 35
+    assert one.rounds[0].train.texts != other.rounds[0].train.texts
+    assert len({r.test.digest for r in (*one.rounds, *other.rounds)}) == 1
+    assert [r.name for r in one.scored(1)] == ["rows-10"]
+
+
+def test_domains_ask_one_question(bench: Any, tmp_path: Path) -> None:
+    module = bench("stream_data")
+    stars = ["very negative", "negative", "neutral", "positive", "very positive"]
+    for name in module.DOMAINS:
+        write_set(tmp_path / name, ["negative", "positive"] if name == "sst2" else stars, 40)
+    stream = module.domains(tmp_path, 0, module.Sizes(domains=12, test=9))
+    assert [len(r.train) for r in stream.rounds] == [12] * 4
+    assert {r.train.label_names for r in stream.rounds} == {("negative", "positive")}
+    assert [r.name for r in stream.scored(1)] == list(module.DOMAINS[:3])
+    assert [r.name for r in stream.scored(3)] == list(module.DOMAINS)
+
+
+def test_the_seed_sets_the_order_of_the_tasks(bench: Any, tmp_path: Path) -> None:
+    module = bench("stream_data")
+    for name in module.ORDERS[0]:
+        write_set(tmp_path / name, ["a", "b", "c"], 12)
+    sizes = module.Sizes(tasks=6, test=6)
+    orders = [
+        tuple(r.name for r in module.tasks(tmp_path, seed, sizes).rounds) for seed in range(4)
+    ]
+    assert orders == [*module.ORDERS, module.ORDERS[0]]
+
+
+def test_eras_of_the_time_stream_share_no_row_with_their_tests(bench: Any, tmp_path: Path) -> None:
+    module = bench("stream_data")
+    days = [f"20{i:02d}-01-01" for i in range(40)]
+    write_set(tmp_path / "fomc_stream", ["dovish", "hawkish"], 40, date=days)
+    rounds = module.time(tmp_path, 0, module.Sizes(time=100, test=100)).rounds
+    # 40 rows in each of the two splits; a quarter of 20 is held out, whatever the seed.
+    assert [(len(r.train), len(r.test)) for r in rounds] == [(16, 4)] * 4
+    assert not {t for r in rounds for t in r.train.texts} & {
+        t for r in rounds for t in r.test.texts
+    }
+    assert rounds[0].name == "2000-01-to-2009-01"
+    again = module.time(tmp_path, 5, module.Sizes(time=10, test=100)).rounds
+    assert [r.test.digest for r in again] == [r.test.digest for r in rounds]
+    assert [len(r.train) for r in again] == [10] * 4
+
+
+# Cells
+
+
+def test_the_first_training_is_done_once_and_only_where_it_is_the_same(
+    bench: Any, tmp_path: Path
+) -> None:
+    first_fit = bench("first_fit")
+    round_, second = tiny.round_of("one"), tiny.round_of("two", seed=1)
+
+    def trained(penalty: Any = None, seed: int = 0) -> Any:
+        learner = tiny.learner()
+        kept = first_fit.FirstFit(learner, tmp_path)
+        learner.meet(round_)
+        history = learner.fit([("one", round_.train)], seed=seed, penalty=penalty)
+        return learner, kept, history
+
+    one, kept, history = trained()
+    assert history
+    assert kept.seconds_saved() == 0.0
+    again, kept, history = trained()
+    assert not history, "it was trained again"
+    tiny.assert_same_weights(one, again)
+    assert kept.seconds_saved() > 0.0
+    assert kept.seconds_saved() == 0.0
+    for learner in (one, again):
+        learner.meet(second)
+        assert learner.fit([("two", second.train)], seed=1), "only the first one is kept"
+    tiny.assert_same_weights(one, again)
+    assert trained(seed=1)[2]
+    assert trained(penalty=Still())[2]
+
+
+class Still:
+    """A penalty that holds nothing."""
+
+    def penalty(self, model: torch.nn.Module) -> torch.Tensor:
+        return 0.0 * next(p for p in model.parameters() if p.requires_grad).sum()
+
+
+def test_a_cell_is_found_again_unless_something_that_matters_changed(
+    bench: Any, tmp_path: Path
+) -> None:
+    streams = bench("streams")
+    write_set(tmp_path / "sst2", ["negative", "positive"], 40)
+
+    def path(*words: str, method: str = "L2", strength: float | None = None) -> Path:
+        options = streams.parse(["--data", str(tmp_path), "--growth-rows", "4", "8", *words])
+        cell = streams.Cell("growth", 0, method, strength)
+        return streams.path_of(cell, streams.setup_of(options))
+
+    assert path() == path("--workers", "2", "--figures", "--seeds", "7")
+    chosen = streams.METHODS["L2"].chosen
+    assert path(strength=chosen).name.rpartition("-")[2] == path().name.rpartition("-")[2]
+    others = [
+        path("--epochs", "3"),
+        path("--test-rows", "10"),
+        path(strength=2.5 * chosen),
+        path(method="warm start"),
+        path(method="warm start, LoRA alone"),
+    ]
+    keys = [p.name.rpartition("-")[2] for p in (path(), *others)]
+    assert len(set(keys)) == len(keys)
+
+
+def test_every_method_names_its_settings_and_has_the_same_budget(bench: Any) -> None:
+    methods = bench("stream_methods").METHODS
+    for name, contender in methods.items():
+        assert " at 0x" not in repr(contender()), name
+        assert len(contender.grid) in (0, 4), name
+        assert contender.chosen in (contender.grid or (1.0,)), name
+    assert bench("stream_methods").OURS in methods
 
 
 # Tables
@@ -173,16 +315,16 @@ def test_main_table(bench: Any) -> None:
     assert line(table, "warm start")[2:5] == ["70.0 ± 0.0", "-30.0", "+10.0"]
     # Seed 1 has no warm start to be compared with, so no ratio is given.
     assert line(table, "ours")[1:] == [
-        *["2", "77.5 ± 0.0", "-15.0", "–", "0.225", "0.022", "–", "1.20", "50 %"]
+        *["2", "77.5 ± 0.0", "-15.0", "–", "0.225", "0.022", "–", "1.2", "50 %"]
     ]
     assert line(bench("stream_tables").main_table(results[:2]), "ours")[7] == "1.50"
-    assert line(table, "joint")[-2:] == ["0.20", "100 %"]
+    assert line(table, "joint")[-2:] == ["0.2", "100 %"]
 
 
 def test_a_state_that_grows_is_shown_to_grow(bench: Any) -> None:
     rounds = [[0.8], [0.8, 0.8], [0.8, 0.8, 0.8]]
     grown = result(bench, "progressive", rounds, state_bytes=(0, 100, 200))
-    assert line(bench("stream_tables").main_table([grown]), "progressive")[8] == "1.00 to 2.00"
+    assert line(bench("stream_tables").main_table([grown]), "progressive")[8] == "1 to 2"
 
 
 def test_one_test_set_has_no_transfer_and_is_held_against_joint(bench: Any) -> None:
