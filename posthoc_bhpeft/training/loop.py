@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from posthoc_bhpeft.training.callbacks import BestWeights
     from posthoc_bhpeft.training.penalized import Penalty
 
-# What accelerate puts on a model for mixed precision, and leaves there.
-_PATCHED = ("forward", "_original_forward")
+# What accelerate puts on a model and leaves there: a forward pass wrapped in autocast, and the
+# mark that it has done so, by which it would pass the model over in the next training.
+_PATCHED = ("forward", "_original_forward", "_is_accelerate_prepared")
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def _length(rows: Any) -> int:
 
 @contextmanager
 def _own_forward(model: nn.Module) -> Iterator[None]:
-    """Give the model its own forward pass back: accelerate leaves it wrapped in autocast."""
+    """Give the model its own forward pass back after a training."""
     kept = {name: vars(model)[name] for name in _PATCHED if name in vars(model)}
     try:
         yield

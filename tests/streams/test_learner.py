@@ -231,8 +231,10 @@ def test_mixed_precision_ends_with_the_training():
     seen = []
     layer = taught.model.base_model.model.bert.encoder.layer[0].intermediate.dense
     layer.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
-    taught.fit([("one", ONE.train)], seed=0)
-    assert set(seen) == {torch.bfloat16}
+    for seed in range(2):
+        seen.clear()
+        taught.fit([("one", ONE.train)], seed=seed)
+        assert set(seen) == {torch.bfloat16}, "each training has it, not only the first"
     assert all(weight.dtype == torch.float32 for weight in taught.snapshot().values())
     # Curvature is taken in full precision, evaluation as asked for.
     seen.clear()
@@ -245,11 +247,16 @@ def test_mixed_precision_ends_with_the_training():
 
 def test_trainings_of_different_precision_follow_each_other():
     taught, plain = met(ONE), met(ONE)
-    taught.fit([("one", ONE.train)], seed=0, settings=replace(QUICK, mixed_precision="bf16"))
+    half = replace(QUICK, mixed_precision="bf16")
+    taught.fit([("one", ONE.train)], seed=0, settings=half)
+    rounded = taught.snapshot()
     taught.reset()
     taught.fit([("one", ONE.train)], seed=0)
     plain.fit([("one", ONE.train)], seed=0)
     assert_same_weights(taught, plain)
+    taught.reset()
+    taught.fit([("one", ONE.train)], seed=0, settings=half)
+    assert moved(taught.snapshot(), rounded) == 0.0 < moved(plain.snapshot(), rounded)
 
 
 def test_half_precision_needs_an_accelerator():
