@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from posthoc_bhpeft.data import TextData
 from posthoc_bhpeft.errors import ConfigError, ModelError
 from posthoc_bhpeft.streams.methods.distance import DistancePenalty, L2Anchor
-from posthoc_bhpeft.streams.methods.lwf import Distillation, LwF
+from posthoc_bhpeft.streams.methods.lwf import Distillation, LwF, output_groups
 from posthoc_bhpeft.streams.methods.olora import (
     OrthogonalityPenalty,
     OrthogonalLoRA,
@@ -18,6 +19,7 @@ from posthoc_bhpeft.streams.methods.olora import (
     lora_modules,
     restart,
 )
+from posthoc_bhpeft.streams.rounds import Heads, LabelSpace, Round
 from posthoc_bhpeft.training import TrainingSettings
 from tests.hybrid.families import tiny_batch
 from tests.hybrid.tools import enliven, live_hybrid, logits, small_config, trainable
@@ -80,6 +82,18 @@ def test_distillation_pulls_nowhere_at_the_old_outputs():
     now.requires_grad_()
     Distillation(((0, 1, 2, 3),), 1.0, 2.0)(now, old, ()).backward()
     assert_close(now.grad, torch.zeros_like(now))
+
+
+@pytest.mark.parametrize(
+    ("heads", "groups"),
+    [(Heads.SHARED, ((0, 1, 2, 3),)), (Heads.PER_ROUND, ((0, 1, 2), (5, 6)))],
+)
+def test_old_outputs_are_those_of_the_rounds_learnt(heads, groups):
+    labels = LabelSpace(heads)
+    for name, names in {"one": "abc", "two": "ab", "three": "bd"}.items():
+        labels = labels.extended(Round(name, TextData((), labels=(), label_names=tuple(names))))
+    assert output_groups(labels, ["one", "three"]) == groups
+    assert output_groups(labels, []) == ()
 
 
 # ------------------------------------------------------------------ O-LoRA

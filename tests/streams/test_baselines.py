@@ -15,11 +15,16 @@ from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.streams.learner import Learner
 from posthoc_bhpeft.streams.methods.distance import L2Anchor
 from posthoc_bhpeft.streams.methods.lwf import LwF
-from posthoc_bhpeft.streams.methods.olora import OrthogonalLoRA, lora_modules
+from posthoc_bhpeft.streams.methods.olora import (
+    OrthogonalityPenalty,
+    OrthogonalLoRA,
+    lora_modules,
+)
 from posthoc_bhpeft.streams.methods.progressive import Progressive
 from posthoc_bhpeft.streams.methods.warm_start import WarmStart
 from posthoc_bhpeft.streams.rounds import Heads, Round
 from posthoc_bhpeft.training import TrainingSettings
+from tests.streams.tiny import assert_same_weights
 from tests.texts import make_base, make_rows
 
 SETTINGS = TrainingSettings(
@@ -68,13 +73,6 @@ def warm_start(base, heads):
     learner = start(base, heads)
     run_through(WarmStart(), learner)
     return learner
-
-
-def assert_same_weights(one, other):
-    mine, others = one.snapshot(), other.snapshot()
-    assert mine.keys() == others.keys()
-    different = [name for name in mine if not torch.equal(mine[name], others[name])]
-    assert not different
 
 
 def distance(old, new):
@@ -216,9 +214,53 @@ def test_olora_folds_what_it_had_learnt(base):
     assert_close(run.probabilities(ROUNDS[0].name, ROUNDS[0].train), before, atol=1e-5, rtol=0)
 
 
+def test_olora_penalty_counts_once_a_row(base):
+    """The Trainer divides it by the rows, the paper has it beside a mean over rows."""
+    learner = start(base, peft="lora")
+    run = run_through(OrthogonalLoRA(weight=3.0), learner)
+    past = {name: torch.cat([a for a, _ in pairs]) for name, pairs in run.folded.items()}
+    expected = 3.0 * 7 * OrthogonalityPenalty(past, 1.0).penalty(learner.model)
+    assert_close(run.penalty(7).penalty(learner.model), expected)
+
+
 def test_olora_refuses_a_hybrid(base):
     with pytest.raises(ConfigError, match="LoRA alone"):
         run_through(OrthogonalLoRA(), start(base), ROUNDS[:1])
+
+
+# ------------------------------------------------------------------ rounds without rows
+
+
+METHODS = pytest.mark.parametrize(
+    "method",
+    [LwF(), L2Anchor(1.0), Progressive(), Progressive(from_previous=False), OrthogonalLoRA()],
+)
+EMPTY = Round("empty", ROUNDS[0].train.take([]))
+
+
+def start_for(method, base):
+    return start(base, peft="lora" if isinstance(method, OrthogonalLoRA) else "hybrid")
+
+
+@METHODS
+def test_a_round_without_rows_changes_nothing(base, method):
+    learner = start_for(method, base)
+    run = run_through(method, learner)
+    rows = ROUNDS[0].train
+    before = learner.snapshot(), run.state_bytes, run.probabilities(ROUNDS[1].name, rows)
+    run.learn(EMPTY, 2)
+    now = learner.snapshot()
+    assert all(torch.equal(now[name], old) for name, old in before[0].items())
+    assert run.state_bytes == before[1]
+    assert torch.equal(run.probabilities(EMPTY.name, rows), before[2])
+
+
+@METHODS
+def test_the_first_round_with_rows_is_trained_the_ordinary_way(base, method):
+    learner, plain = start_for(method, base), start_for(method, base)
+    run_through(method, learner, [EMPTY, ROUNDS[0]])
+    run_through(WarmStart(), plain, [EMPTY, ROUNDS[0]])
+    assert_same_weights(learner, plain)
 
 
 # ------------------------------------------------------------------ state

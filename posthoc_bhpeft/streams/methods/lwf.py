@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -55,10 +56,13 @@ class LwF:
 class _LwFRun:
     method: LwF
     learner: Learner
+    #: Names of the rounds trained on.
+    learnt: list[str] = field(default_factory=list)
 
     def learn(self, round_: Round, index: int) -> None:
         """Train on the rows of the round, held to what the model said of them before."""
-        old = output_groups(self.learner.labels)
+        # Of the outputs as they are before the round brings new ones.
+        old = output_groups(self.learner.labels, self.learnt)
         self.learner.meet(round_)
         distill = Distillation(old, self.method.weight, self.method.temperature) if old else None
         self.learner.fit(
@@ -68,6 +72,8 @@ class _LwFRun:
             seed=self.learner.seed_of(index),
             validation=round_.validation,
         )
+        if len(round_.train) and round_.name not in self.learnt:
+            self.learnt.append(round_.name)
 
     def probabilities(self, round_name: str, data: TextData) -> Tensor:
         """(N, C_round), float64."""
@@ -112,6 +118,6 @@ class Distillation:
         return -(wanted * (logits / self.temperature).log_softmax(1)).sum(1)
 
 
-def output_groups(labels: LabelSpace) -> tuple[tuple[int, ...], ...]:
-    """The sets of outputs that rows of the rounds met so far choose among; all, once, if shared."""
-    return tuple(dict.fromkeys(labels.columns(name) for name in labels.rounds))
+def output_groups(labels: LabelSpace, rounds: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """The sets of outputs that rows of these rounds choose among; one set where they share it."""
+    return tuple(dict.fromkeys(labels.columns(name) for name in rounds))

@@ -45,6 +45,8 @@ class OrthogonalLoRA:
     same function, with one pair to train at any time and none to switch (peft allows one active
     adapter only where a head is saved along). Equal up to rounding in the base's dtype.
 
+    `save_pretrained` writes adapters only, hence the last pair without the folded ones.
+
     As published it is a method for LoRA, so the learner's hybrid must have no other part:
     start it with `settings_for(settings)`.
 
@@ -121,7 +123,7 @@ class _OrthogonalRun:
             self._next_pair(torch.Generator().manual_seed(seed))
         self.learner.fit(
             [(round_.name, round_.train)],
-            penalty=self._penalty(len(round_.train)),
+            penalty=self.penalty(len(round_.train)),
             seed=seed,
             validation=round_.validation,
         )
@@ -137,17 +139,18 @@ class _OrthogonalRun:
         pairs = [pair for pairs in self.folded.values() for pair in pairs]
         return sum(factor.nbytes for pair in pairs for factor in pair)
 
-    def _next_pair(self, generator: torch.Generator) -> None:
-        for name, module in lora_modules(self.learner.model):
-            self.folded.setdefault(name, []).append(fold(module))
-            restart(module, generator)
-
-    def _penalty(self, n_rows: int) -> OrthogonalityPenalty | None:
+    def penalty(self, n_rows: int) -> OrthogonalityPenalty | None:
+        """The term for a training on so many rows; None before anything is folded."""
         if not self.folded:
             return None
         past = {name: torch.cat([a for a, _ in pairs]) for name, pairs in self.folded.items()}
         # The paper adds it to a mean over rows, and the Trainer divides a penalty by their number.
         return OrthogonalityPenalty(past, self.method.weight * n_rows, self.method.overlap)
+
+    def _next_pair(self, generator: torch.Generator) -> None:
+        for name, module in lora_modules(self.learner.model):
+            self.folded.setdefault(name, []).append(fold(module))
+            restart(module, generator)
 
 
 def lora_modules(model: nn.Module) -> Iterator[tuple[str, HybridLinear]]:
