@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -204,6 +207,16 @@ def test_a_penalty_gets_the_model_itself(tmp_path):
     penalty = Quadratic()
     make(tuned(), tmp_path, batch_size=8, accumulate=1, penalty=penalty).train()
     assert {name for _, name, _ in penalty.calls} == {type(tuned()).__name__}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_are_one(accumulate):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    script = ["--nproc-per-node=2", "-m", "tests.two_processes", str(accumulate)]
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run([*launcher, *script], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("wrong", [{"n_rows": 0}, {"weight": -1.0}, {"weight": float("nan")}])

@@ -16,6 +16,7 @@ from posthoc_bhpeft.data import TextData
 from posthoc_bhpeft.errors import ConfigError, DataError, ModelError
 from posthoc_bhpeft.streams import Heads
 from posthoc_bhpeft.streams.objective import Objective
+from posthoc_bhpeft.streams.tokens import TokenCache
 from posthoc_bhpeft.training import TrainingSettings, train
 from tests.streams.tiny import QUICK, assert_same_weights, base, learner, met, round_of, texts
 
@@ -336,6 +337,24 @@ def test_outputs_need_no_labels():
     bare = TextData(data.texts)
     taught = met(ONE)
     assert torch.equal(taught.outputs("one", bare), taught.outputs("one", data))
+
+
+def test_rows_are_tokenised_once():
+    taught = met(ONE)
+    calls = []
+    cache = TokenCache(lambda *a, **k: calls.append(a) or taught.tokenizer(*a, **k), 24, capacity=9)
+    first, second = texts(6, seed=1), texts(6, seed=2)
+    expected = taught.tokenizer(list(first.texts), truncation=True, max_length=24)["input_ids"]
+    for data in (first, first, TextData(first.texts)):
+        assert [row["input_ids"] for row in cache.features(data)] == expected
+    assert len(calls) == 1
+    assert [row["labels"] for row in cache.labelled(first, (3,) * 6)] == [3] * 6
+    assert "labels" not in cache.features(first)[0]
+    # Nine rows are kept, so the second six drive out the first.
+    cache.features(second)
+    cache.features(second)
+    cache.features(first)
+    assert len(calls) == 3
 
 
 @pytest.mark.parametrize("by_length", [False, True])
