@@ -5,6 +5,10 @@ what an earlier fit learnt, its curvature `K`, a Kronecker product or a sum of s
 (online Laplace, Ritter et al. 2018, https://arxiv.org/abs/1805.07810). The quadratic penalty that
 such a prior adds to a loss is known as elastic weight consolidation (EWC, Kirkpatrick et al. 2017,
 https://arxiv.org/abs/1612.00796), there with a diagonal precision.
+
+A LoRA layer may be held by its product `M = B A` instead of by its factors. Its penalty is then
+`1/2 |M - M0|^2_K + d/2 (|A - A0|^2 + |B - B0|^2)`, where `M` is the same for `B Q` and `Q^-1 A`.
+That is no quadratic form in the factors; posteriors use its linearisation, see `linearized_at`.
 """
 
 from __future__ import annotations
@@ -15,9 +19,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from posthoc_bhpeft.blocks import Block, discover
+from posthoc_bhpeft.blocks import Block, Product, discover, find_products
 from posthoc_bhpeft.errors import ConfigError, ModelError
-from posthoc_bhpeft.linalg import BlockOperator, grow_rows
+from posthoc_bhpeft.linalg import (
+    BlockOperator,
+    grow_rows,
+    pulled_to_left,
+    pulled_to_right,
+    quadratic_form,
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,8 @@ class GaussianPrior:
         carried: `K` by block name, a sum over the data seen so far; blocks left out have none.
         blocks: What it is about, for `penalty`; `Posterior.as_prior` fills it in.
         merge_errors: Relative Frobenius error of the terms merged into `K`, by block name.
+        products: LoRA layers held by `M = B A`: `carried` has `K` under the product's name, and
+            under those of its factors what follows from it.
     """
 
     precision: Mapping[str, float]
@@ -37,12 +49,19 @@ class GaussianPrior:
     carried: Mapping[str, BlockOperator] = field(default_factory=dict, repr=False)
     blocks: tuple[Block, ...] = field(default=(), repr=False)
     merge_errors: Mapping[str, float] = field(default_factory=dict, repr=False)
+    products: tuple[Product, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         for name, value in self.precision.items():
             if not value > 0:
                 raise ConfigError(
                     f"The prior precision of block {name!r} is {value!r}; it must be above 0."
+                )
+        for product in self.products:
+            if product.name not in self.carried:
+                raise ConfigError(
+                    f"The prior holds the product {product.name!r} and has no curvature of it in "
+                    "carried=. Take it from bayes.as_prior(products=True)."
                 )
 
     @classmethod
@@ -54,6 +73,12 @@ class GaussianPrior:
     ) -> GaussianPrior:
         """One precision for all blocks, around zero or around given weights."""
         return cls({b.name: precision for b in blocks}, mean or {}, blocks=tuple(blocks))
+
+    @property
+    def held(self) -> dict[str, BlockOperator]:
+        """`carried` without what follows from the rest: the factors of products."""
+        factors = {block.name for product in self.products for block in product.factors}
+        return {name: held for name, held in self.carried.items() if name not in factors}
 
     def mean_of(self, block: Block) -> Tensor | None:
         """The mean of a block, or `None` for zero."""
@@ -71,7 +96,7 @@ class GaussianPrior:
         return floor if carried is None else floor + carried.matvec(matrix)
 
     def penalty(self, model: nn.Module) -> Tensor:
-        r"""`1/2 (theta - mu0)^T Lambda0 (theta - mu0)`, summed over blocks.
+        r"""`1/2 (theta - mu0)^T Lambda0 (theta - mu0)`, summed over blocks and products.
 
         The negative log density of the prior at the model's weights, up to a constant: what a loss
         needs so that its minimum is the mode of the posterior.
@@ -97,12 +122,23 @@ class GaussianPrior:
             )
         parameters = dict(model.named_parameters())
         self.check_model(parameters)
-        total: Tensor = next(iter(parameters.values())).new_zeros((), dtype=torch.float32)
-        with torch.autocast(total.device.type, enabled=False):
-            for block in self.blocks:
-                weights = widened(block.view.read(parameters[block.parameter]))
-                moved = self.movement(block, weights)
-                total = total + 0.5 * (moved * self.matvec(block, moved)).sum().to(total.device)
+        device = next(iter(parameters.values())).device
+        with torch.autocast(device.type, enabled=False):
+            weights = {b.name: widened(b.view.read(parameters[b.parameter])) for b in self.blocks}
+            return self.energy(weights).to(device)
+
+    def energy(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """The penalty at weights `(p, q)` by block name, exact; see `penalty`."""
+        held, moved = self.held, {b.name: self.movement(b, weights[b.name]) for b in self.blocks}
+        total = torch.zeros((), device=next(iter(weights.values())).device)
+        for name, movement in moved.items():
+            pulled = self.precision[name] * movement
+            if name in held:
+                pulled = pulled + held[name].matvec(movement)
+            total = total + 0.5 * (movement * pulled).sum().to(total.device)
+        for product in self.products:
+            form = quadratic_form(held[product.name], *product.change(weights, moved))
+            total = total + 0.5 * form.to(total.device)
         return total
 
     def check_model(self, parameters: Mapping[str, Tensor]) -> None:
@@ -142,6 +178,24 @@ class GaussianPrior:
             carried={name: operator.scale(weight) for name, operator in self.carried.items()},
         )
 
+    def linearized_at(self, weights: Mapping[str, Tensor]) -> GaussianPrior:
+        r"""The same prior, with `K` of the products' factors as it is around other weights.
+
+        With `M ~ M* + dB A* + B* dA` and `L (x) R` the precision of `M` (Gauss-Newton), a factor's
+        is `(B*^T L B*) (x) R` for A and `L (x) (A* R A*^T)` for B; what they share, off the
+        diagonal, is dropped as between any two blocks. The Hessian itself where `M* = M0`. The
+        penalty is not changed by this.
+
+        Args:
+            weights: `(p, q)` by block name.
+        """
+        carried = dict(self.carried)
+        for product in self.products:
+            of_product, (down, up) = carried[product.name], product.factors
+            carried[down.name] = pulled_to_right(of_product, weights[up.name])
+            carried[up.name] = pulled_to_left(of_product, weights[down.name])
+        return replace(self, carried=carried)
+
     def with_floor(self, precision: float) -> GaussianPrior:
         """The same prior with another floor in every block."""
         return replace(self, precision=dict.fromkeys(self.precision, precision))
@@ -175,12 +229,11 @@ class GaussianPrior:
             means[old.name] = present
             if old.name in carried:
                 carried[old.name] = grow_rows(carried[old.name], block.shape[0])
-        return replace(
-            self,
-            mean=means,
-            carried=carried,
-            blocks=tuple(found[old.name] for old in self.blocks),
-        )
+        blocks = tuple(found[old.name] for old in self.blocks)
+        names = {product.name for product in self.products}
+        products = tuple(one for one in find_products(blocks) if one.name in names)
+        carried |= {one.name: grow_rows(carried[one.name], one.shape[0]) for one in products}
+        return replace(self, mean=means, carried=carried, blocks=blocks, products=products)
 
     def check_blocks(self, blocks: Sequence[Block]) -> None:
         """Raise unless the prior is about just these blocks, in their shapes.

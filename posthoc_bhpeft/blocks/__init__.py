@@ -1,7 +1,16 @@
 """Trainable tensors as `(p, q)` blocks, and their per-sample gradients."""
 
-from posthoc_bhpeft.blocks.block import Block, Kind, MatrixView, Observation, Recognizer, Tap
+from posthoc_bhpeft.blocks.block import (
+    Block,
+    Kind,
+    MatrixView,
+    Observation,
+    Observed,
+    Recognizer,
+    Tap,
+)
 from posthoc_bhpeft.blocks.discover import DEFAULT_RECOGNIZERS, discover
+from posthoc_bhpeft.blocks.products import Product, find_products, with_products
 from posthoc_bhpeft.blocks.tape import Engine, Tape, observing
 
 __all__ = [
@@ -11,9 +20,13 @@ __all__ = [
     "Kind",
     "MatrixView",
     "Observation",
+    "Observed",
+    "Product",
     "Recognizer",
     "Tap",
     "Tape",
     "discover",
+    "find_products",
     "observing",
+    "with_products",
 ]

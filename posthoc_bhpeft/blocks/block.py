@@ -115,6 +115,25 @@ class Block:
         return self.shape[0] * self.shape[1]
 
 
+class Observed(Protocol):
+    """A matrix whose per-sample gradients are seen: a `Block`, or a `Product` of two."""
+
+    @property
+    def name(self) -> str:
+        """Unique name."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(p, q)`."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """`p q`."""
+        ...
+
+
 class Recognizer(Protocol):
     """Finds the blocks of one type of module: the extension point of `discover`."""
 

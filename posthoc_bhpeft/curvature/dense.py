@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from posthoc_bhpeft.blocks import Block, Observation
+from posthoc_bhpeft.blocks import Observation, Observed
 from posthoc_bhpeft.curvature.directions import Contrasts, Directions
 from posthoc_bhpeft.curvature.kronecker import required
 from posthoc_bhpeft.errors import ConfigError
@@ -25,11 +25,11 @@ class DenseGGN:
     directions: Directions = field(default_factory=Contrasts)
     max_size: int = 4096
 
-    def storage(self, block: Block) -> int:
+    def storage(self, block: Observed) -> int:
         """Numbers kept for one block."""
         return block.size**2
 
-    def accumulator(self, block: Block) -> DenseAccumulator:
+    def accumulator(self, block: Observed) -> DenseAccumulator:
         """A zero matrix `(P, P)`.
 
         Raises:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from posthoc_bhpeft.blocks import Block, Observation
+from posthoc_bhpeft.blocks import Observation, Observed
 from posthoc_bhpeft.curvature.directions import Auto, Directions
 from posthoc_bhpeft.curvature.kronecker import required
 from posthoc_bhpeft.linalg import DiagonalOperator
@@ -22,11 +22,11 @@ class DiagonalGGN:
 
     directions: Directions = field(default_factory=Auto)
 
-    def storage(self, block: Block) -> int:
+    def storage(self, block: Observed) -> int:
         """Numbers kept for one block."""
         return block.size
 
-    def accumulator(self, block: Block) -> DiagonalAccumulator:
+    def accumulator(self, block: Observed) -> DiagonalAccumulator:
         """A zero diagonal `(p, q)`."""
         return DiagonalAccumulator()
 

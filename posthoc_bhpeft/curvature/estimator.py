@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from posthoc_bhpeft.blocks import Block, Observation
+from posthoc_bhpeft.blocks import Observation, Observed
 from posthoc_bhpeft.curvature.directions import Directions
 from posthoc_bhpeft.linalg import BlockOperator
 
@@ -31,11 +31,11 @@ class Curvature(Protocol):
         """Which output directions are differentiated."""
         ...
 
-    def storage(self, block: Block) -> int:
+    def storage(self, block: Observed) -> int:
         """Numbers kept for one block, to check the memory before a fit."""
         ...
 
-    def accumulator(self, block: Block) -> Accumulator:
+    def accumulator(self, block: Observed) -> Accumulator:
         """An empty accumulator for one block."""
         ...
 
@@ -45,7 +45,7 @@ class FittedCurvature:
     """What one pass over the data found.
 
     Attributes:
-        operators: Curvature of each block by name, a sum over rows.
+        operators: Curvature of each block and product by name, a sum over rows.
         log_likelihood: `sum_n log p(y_n | f_n)` in nats at the model's weights.
         n_rows: Number of labelled rows.
         n_outputs: `C`.

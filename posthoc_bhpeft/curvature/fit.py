@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_bhpeft.batches import device_of, evaluating, forward, labelled_rows, move, split_batch
-from posthoc_bhpeft.blocks import Block, Engine, Tape, observing
+from posthoc_bhpeft.blocks import (
+    Block,
+    Engine,
+    Observed,
+    Product,
+    Tape,
+    observing,
+    with_products,
+)
 from posthoc_bhpeft.curvature.estimator import Accumulator, Curvature, FittedCurvature
 from posthoc_bhpeft.errors import DataError, ModelError, NonFiniteError
 from posthoc_bhpeft.likelihood import Likelihood
@@ -27,6 +35,7 @@ def fit_curvature(
     estimator: Curvature,
     *,
     engine: Engine = observing,
+    products: Sequence[Product] = (),
     generator: torch.Generator | None = None,
     progress: Progress = iter,
 ) -> FittedCurvature:
@@ -39,19 +48,22 @@ def fit_curvature(
         likelihood: Gives the Hessian in the outputs.
         estimator: Output directions, and the structure of each block.
         engine: Makes the tape; `observing` uses forward hooks.
+        products: From `find_products`; each gets a curvature of its own, beside its factors'.
         generator: Randomness of `RandomSigns`; on the CPU.
         progress: Wraps the batches, for a progress bar.
 
     Returns:
-        One operator a block, the log likelihood in nats, and the numbers of rows and outputs.
+        One operator a block and product, the log likelihood in nats, numbers of rows and outputs.
 
     Raises:
         DataError: If a batch has no labels, or labels that do not fit the outputs.
         NonFiniteError: If outputs or gradients are NaN or infinite.
+        ConfigError: If there are products, and the engine does not tell inputs from gradients.
         DeadBlockError: If a block took no part in a forward pass.
         ModelError: If the model mixes the rows of a batch.
     """
-    sums = {block.name: estimator.accumulator(block) for block in blocks}
+    summed: tuple[Observed, ...] = (*blocks, *products)
+    sums = {one.name: estimator.accumulator(one) for one in summed}
     device = device_of(model)
     log_likelihood, n_rows, n_outputs = 0.0, 0, 0
     with evaluating(model), engine(model, blocks) as tape:
@@ -73,7 +85,7 @@ def fit_curvature(
             directions = masked_directions(
                 estimator, likelihood, outputs.detach(), labels, keep, generator
             )
-            add_batch(tape, outputs, directions, keep, sums)
+            add_batch(tape, outputs, directions, keep, sums, products)
     operators = {name: check_finite(name, total.finish()) for name, total in sums.items()}
     return FittedCurvature(operators, log_likelihood, n_rows, n_outputs)
 
@@ -99,15 +111,17 @@ def add_batch(
     directions: Tensor,
     keep: Tensor,
     sums: Mapping[str, Accumulator],
+    products: Sequence[Product] = (),
 ) -> None:
-    """One backward pass a direction, each block's observation of the rows kept added to its sum."""
+    """One backward pass a direction, each observation of the rows kept added to its sum."""
     last, every_row = len(directions) - 1, bool(keep.all())
     for index, direction in enumerate(directions):
-        for block, seen in tape.observe(outputs, direction, retain=index < last):
+        observed = tape.observe(outputs, direction, retain=index < last)
+        for one, seen in with_products(observed, products):
             # Zero gradients would do for most structures, but K-FAC counts rows and their inputs.
             if not every_row:
                 seen = replace(seen, rows=seen.rows[keep], columns=seen.columns[keep])
-            sums[block.name].add(seen)
+            sums[one.name].add(seen)
 
 
 def check_rows_apart(tape: Tape, outputs: Tensor) -> None:

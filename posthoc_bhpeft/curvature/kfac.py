@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from posthoc_bhpeft.blocks import Block, Observation
+from posthoc_bhpeft.blocks import Observation, Observed
 from posthoc_bhpeft.curvature.directions import Auto, Directions
 from posthoc_bhpeft.curvature.kronecker import required
 from posthoc_bhpeft.errors import ConfigError
@@ -36,11 +36,11 @@ class KFAC:
     reduce: bool = False
     directions: Directions = field(default_factory=Auto)
 
-    def storage(self, block: Block) -> int:
+    def storage(self, block: Observed) -> int:
         """Numbers kept for one block."""
         return block.shape[0] ** 2 + block.shape[1] ** 2
 
-    def accumulator(self, block: Block) -> KFACAccumulator:
+    def accumulator(self, block: Observed) -> KFACAccumulator:
         """Zero factors `(p, p)` and `(q, q)`."""
         return KFACAccumulator(self.reduce)
 

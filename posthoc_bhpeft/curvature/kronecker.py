@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from posthoc_bhpeft.blocks import Block, Observation
+from posthoc_bhpeft.blocks import Observation, Observed
 from posthoc_bhpeft.curvature.directions import Auto, Directions
 from posthoc_bhpeft.linalg import KroneckerOperator
 
@@ -36,11 +36,11 @@ class KroneckerGGN:
 
     directions: Directions = field(default_factory=Auto)
 
-    def storage(self, block: Block) -> int:
+    def storage(self, block: Observed) -> int:
         """Numbers kept for one block."""
         return block.shape[0] ** 2 + block.shape[1] ** 2
 
-    def accumulator(self, block: Block) -> KroneckerAccumulator:
+    def accumulator(self, block: Observed) -> KroneckerAccumulator:
         """Zero factors `(p, p)` and `(q, q)`."""
         return KroneckerAccumulator(block.shape)
 

@@ -15,6 +15,7 @@ from posthoc_bhpeft.linalg.eigen import (
     symmetric_eigh,
 )
 from posthoc_bhpeft.linalg.joint import (
+    HIGH_FLOOR,
     dropped_energy,
     joint_eigenbasis,
     pair_eigenbasis,
@@ -28,10 +29,12 @@ from posthoc_bhpeft.linalg.operators import (
     DiagonalOperator,
     KroneckerOperator,
 )
+from posthoc_bhpeft.linalg.products import pulled_to_left, pulled_to_right, quadratic_form
 from posthoc_bhpeft.linalg.solve import Solution, conjugate_gradients
 from posthoc_bhpeft.linalg.sums import OperatorSum, grow_rows
 
 __all__ = [
+    "HIGH_FLOOR",
     "BlockOperator",
     "DenseEigenbasis",
     "DenseOperator",
@@ -50,6 +53,9 @@ __all__ = [
     "merge_terms",
     "nearest_kronecker",
     "pair_eigenbasis",
+    "pulled_to_left",
+    "pulled_to_right",
+    "quadratic_form",
     "shared_eigenbasis",
     "symmetric_eigh",
 ]
