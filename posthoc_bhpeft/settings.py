@@ -5,6 +5,7 @@ The classes that may appear are listed here, so that a file cannot name any othe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -64,12 +65,13 @@ def encode(value: Any) -> Any:
     return {"type": type(value).__name__, **content}
 
 
-def decode(content: Any, *, strict: bool = True) -> Any:
+def decode(content: Any, *, strict: bool = True, more: Sequence[type] = ()) -> Any:
     """The setting that `encode` wrote.
 
     Args:
         content: JSON data.
         strict: Without it, what is not known comes back as the JSON data.
+        more: Classes that may appear beside `SETTINGS`.
 
     Returns:
         The setting.
@@ -79,8 +81,10 @@ def decode(content: Any, *, strict: bool = True) -> Any:
     """
     if not isinstance(content, dict):
         return content
-    known = {setting.__name__: setting for setting in SETTINGS}
-    arguments = {n: decode(item, strict=strict) for n, item in content.items() if n != "type"}
+    known = {setting.__name__: setting for setting in (*SETTINGS, *more)}
+    arguments = {
+        n: decode(item, strict=strict, more=more) for n, item in content.items() if n != "type"
+    }
     name = content.get("type")
     try:
         return known[name](**arguments)  # type: ignore[index]

@@ -18,7 +18,12 @@ from posthoc_bhpeft.audit.metrics import (
     risk_coverage,
     summary,
 )
-from posthoc_bhpeft.audit.plots import reliability_diagram, risk_coverage_plot, uncertainty_plot
+from posthoc_bhpeft.audit.plots import (
+    reliability_diagram,
+    risk_coverage_plot,
+    stream_plot,
+    uncertainty_plot,
+)
 
 __all__ = [
     "Interval",
@@ -36,6 +41,7 @@ __all__ = [
     "reliability_diagram",
     "risk_coverage",
     "risk_coverage_plot",
+    "stream_plot",
     "summary",
     "uncertainty_plot",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from posthoc_bhpeft.cli import demo, fit, predict, train
+from posthoc_bhpeft.cli import demo, fit, predict, stream, train
 
 _HELP = """Uncertainty for fine-tuned Transformers, after training.
 
@@ -13,6 +13,7 @@ _HELP = """Uncertainty for fine-tuned Transformers, after training.
   bhpeft train --model minilm --data DATA --output out        tune adapter, LoRA and prefix
   bhpeft fit out                                              add a posterior over them
   bhpeft predict out --data DATA --split test --output preds  calibrated predictions
+  bhpeft stream DATA --by date --every year --output out      learn on, round by round
 
 DATA is a folder with train.jsonl (validation.jsonl, test.jsonl), a csv, json, jsonl or parquet
 file, or the name of a data set on the hub. Every command explains itself: bhpeft train --help.
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command("train", epilog=_EPILOG)(train.train)
 app.command("fit", epilog=_EPILOG)(fit.fit)
 app.command("predict", epilog=_EPILOG)(predict.predict)
+app.command("stream", epilog=_EPILOG)(stream.stream)
 app.command("demo", epilog=_EPILOG)(demo.demo)
 
 

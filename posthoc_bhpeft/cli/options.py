@@ -8,6 +8,16 @@ from typing import Annotated
 
 import typer
 
+
+class PeftChoice(str, Enum):
+    """What to train."""
+
+    hybrid = "hybrid"
+    lora = "lora"
+    adapter = "adapter"
+    prefix = "prefix"
+
+
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON; all text goes to stderr.")
 ]
@@ -37,18 +47,32 @@ BaseOption = Annotated[
     str | None,
     typer.Option("--model", help="Base model, where the recorded one is not to be used."),
 ]
+# Of a training, for `train` and `stream`.
+ModelOption = Annotated[
+    str, typer.Option("--model", help="minilm (packaged), a folder, or a hub name.")
+]
+PeftOption = Annotated[PeftChoice, typer.Option("--peft", help="What to train.")]
+EpochsOption = Annotated[int, typer.Option("--epochs", help="Passes over the rows, at most.")]
+RateOption = Annotated[
+    float | None,
+    typer.Option("--lr", help="Peak learning rate. [default: 0.001, for prefix alone 0.01]"),
+]
+BatchOption = Annotated[int, typer.Option("--batch-size", help="Rows a step.")]
+LengthOption = Annotated[int, typer.Option("--max-length", help="Tokens a text is cut at.")]
+DecayOption = Annotated[float, typer.Option("--weight-decay", help="Of AdamW.")]
+WarmupOption = Annotated[float, typer.Option("--warmup", help="Share of the steps.")]
+PatienceOption = Annotated[
+    int, typer.Option("--patience", help="Epochs without a better NLL before stopping.")
+]
+RankOption = Annotated[int, typer.Option("--rank", help="Rank of LoRA.")]
+BottleneckOption = Annotated[int, typer.Option("--bottleneck", help="Width of the adapters.")]
+TokensOption = Annotated[int, typer.Option("--virtual-tokens", help="Length of the prefix.")]
+DtypeOption = Annotated[
+    str, typer.Option("--dtype", help="Of the base model: float32, bfloat16, float16, auto.")
+]
 CheckpointArgument = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="Folder that `bhpeft train` wrote.")
 ]
-
-
-class PeftChoice(str, Enum):
-    """What to train."""
-
-    hybrid = "hybrid"
-    lora = "lora"
-    adapter = "adapter"
-    prefix = "prefix"
 
 
 class PriorChoice(str, Enum):
@@ -104,3 +128,18 @@ class LinkChoice(str, Enum):
     monte_carlo = "monte-carlo"
     probit = "probit"
     bridge = "bridge"
+
+
+class HeadsChoice(str, Enum):
+    """Which outputs the rows of a round choose among."""
+
+    shared = "shared"
+    per_round = "per-round"
+
+
+class EveryChoice(str, Enum):
+    """How long a round lasts."""
+
+    year = "year"
+    month = "month"
+    day = "day"

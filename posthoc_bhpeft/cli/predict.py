@@ -99,10 +99,16 @@ def predict(
             prediction_rows,
             write_rows,
         )
-        from posthoc_bhpeft.cli.rows import absolute, open_checkpoint, rows_to_predict
+        from posthoc_bhpeft.cli.rows import (
+            absolute,
+            check_no_stream,
+            open_checkpoint,
+            rows_to_predict,
+        )
         from posthoc_bhpeft.data import LengthOrder, RowSettings, make_loader
         from posthoc_bhpeft.errors import ConfigError
 
+        check_no_stream(checkpoint)
         folder = checkpoint_folder(checkpoint)
         check_output(output, overwrite=overwrite)
         found = open_checkpoint(folder)

@@ -9,6 +9,9 @@ from posthoc_bhpeft.checkpoints import TRAINING_FILE, checkpoint_labels
 from posthoc_bhpeft.data import ChosenRows, RowSettings, choose_rows, open_source, read_rows
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.errors import ConfigError, DataError
+from posthoc_bhpeft.streams.identity import STREAM_FILE
+from posthoc_bhpeft.streams.lineage import LINEAGE_FILE, Lineage, read_lineage
+from posthoc_bhpeft.streams.rounds import Heads
 from posthoc_bhpeft.training import TrainingRecord
 
 
@@ -47,6 +50,30 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     known = (folder / TRAINING_FILE).is_file()
     record = TrainingRecord.read(folder) if known else None
     return Checkpoint(folder, record, checkpoint_labels(folder))
+
+
+def check_no_stream(folder: Path) -> None:
+    """Raise where a folder is no checkpoint that predicts by itself, but a stream or part of one.
+
+    Raises:
+        ConfigError: it is the folder of a stream, or of a round with outputs of its own.
+    """
+    if (folder / STREAM_FILE).is_file():
+        ready = [one.folder for one in read_lineage(folder) if one.posterior]
+        last = f"the last is {folder / ready[-1]}" if ready else "it has learnt nothing yet"
+        raise ConfigError(
+            f"{str(folder)!r} is a stream, and each of its rounds is a checkpoint: {last}."
+        )
+    if (folder / LINEAGE_FILE).is_file():
+        lineage = Lineage.read(folder)
+        if lineage.labels.heads is Heads.PER_ROUND:
+            raise ConfigError(
+                f"{str(folder)!r} is a round of a stream whose rounds have outputs of their own, "
+                "so it must be known which round the rows belong to. Use Python: "
+                f"Stream.open({str(folder.parent)!r}).predict(load_rows(data), round_name)."
+            )
+        if lineage.posterior is None:
+            raise ConfigError(f"{str(folder)!r} is a round of a stream with {lineage.note}.")
 
 
 def absolute(source: str) -> str:

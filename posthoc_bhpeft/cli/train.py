@@ -8,17 +8,30 @@ from typing import Annotated
 import typer
 
 from posthoc_bhpeft.cli.options import (
+    BatchOption,
+    BottleneckOption,
     DebugOption,
+    DecayOption,
     DeviceOption,
     DropOption,
+    DtypeOption,
+    EpochsOption,
     JsonOption,
     LabelOption,
+    LengthOption,
+    ModelOption,
     OverwriteOption,
     PairOption,
+    PatienceOption,
     PeftChoice,
+    PeftOption,
     QuietOption,
+    RankOption,
+    RateOption,
     SeedOption,
     TextOption,
+    TokensOption,
+    WarmupOption,
 )
 from posthoc_bhpeft.cli.output import running
 
@@ -26,23 +39,18 @@ from posthoc_bhpeft.cli.output import running
 def train(
     data: Annotated[str, typer.Option("--data", help="Folder, file or hub name.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint.")],
-    model: Annotated[
-        str, typer.Option("--model", help="minilm (packaged), a folder, or a hub name.")
-    ] = "minilm",
-    peft: Annotated[PeftChoice, typer.Option("--peft", help="What to train.")] = PeftChoice.hybrid,
+    model: ModelOption = "minilm",
+    peft: PeftOption = PeftChoice.hybrid,
     max_rows: Annotated[
         int | None, typer.Option("--max-rows", help="Draw at most so many training rows.")
     ] = None,
     seed: SeedOption = 0,
-    epochs: Annotated[int, typer.Option("--epochs", help="Passes over the rows, at most.")] = 6,
-    lr: Annotated[
-        float | None,
-        typer.Option("--lr", help="Peak learning rate. [default: 0.001, for prefix alone 0.01]"),
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Rows a step.")] = 16,
-    max_length: Annotated[int, typer.Option("--max-length", help="Tokens a text is cut at.")] = 128,
-    weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of AdamW.")] = 0.01,
-    warmup: Annotated[float, typer.Option("--warmup", help="Share of the steps.")] = 0.06,
+    epochs: EpochsOption = 6,
+    lr: RateOption = None,
+    batch_size: BatchOption = 16,
+    max_length: LengthOption = 128,
+    weight_decay: DecayOption = 0.01,
+    warmup: WarmupOption = 0.06,
     early_stopping: Annotated[
         bool,
         typer.Option(
@@ -51,9 +59,7 @@ def train(
             "Without it no validation row is used.",
         ),
     ] = True,
-    patience: Annotated[
-        int, typer.Option("--patience", help="Epochs without a better NLL before stopping.")
-    ] = 2,
+    patience: PatienceOption = 2,
     train_split: Annotated[str, typer.Option("--train-split", help="Split to learn.")] = "train",
     validation_split: Annotated[
         str | None, typer.Option("--validation-split", help="[default: the usual names, or a part]")
@@ -68,14 +74,10 @@ def train(
     regression: Annotated[
         bool, typer.Option("--regression", help="Labels are real numbers, also where integer.")
     ] = False,
-    rank: Annotated[int, typer.Option("--rank", help="Rank of LoRA.")] = 8,
-    bottleneck: Annotated[int, typer.Option("--bottleneck", help="Width of the adapters.")] = 16,
-    virtual_tokens: Annotated[
-        int, typer.Option("--virtual-tokens", help="Length of the prefix.")
-    ] = 8,
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="Of the base model: float32, bfloat16, float16, auto.")
-    ] = "float32",
+    rank: RankOption = 8,
+    bottleneck: BottleneckOption = 16,
+    virtual_tokens: TokensOption = 8,
+    dtype: DtypeOption = "float32",
     device: DeviceOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,

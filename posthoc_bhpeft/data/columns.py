@@ -109,7 +109,11 @@ def find_columns(
 
 
 def read_labels(
-    values: Sequence[Any], *, names: Sequence[str] | None, regression: bool | None
+    values: Sequence[Any],
+    *,
+    names: Sequence[str] | None,
+    regression: bool | None,
+    one_class: bool = False,
 ) -> Labels:
     """Turn a column of labels into indices or real targets.
 
@@ -120,10 +124,20 @@ def read_labels(
         values: N labels, none missing.
         names: class names if known from the source or the checkpoint, index = label.
         regression: True or False where it is known, None to tell from the values.
+        one_class: take rows that all have one label, too.
 
     Raises:
         DataError: labels that are no indices, names or numbers, or out of range.
     """
+    labels = _read(values, names, regression)
+    if labels.names is not None and len(labels.names) < 2 and not one_class:
+        raise DataError(
+            f"All rows have the label {labels.names[0]!r}: one class leaves nothing to learn."
+        )
+    return labels
+
+
+def _read(values: Sequence[Any], names: Sequence[str] | None, regression: bool | None) -> Labels:
     kinds = {type(value) for value in values}
     if kinds & {list, tuple, dict}:
         raise DataError(
@@ -170,7 +184,7 @@ def _named(values: list[str], names: Sequence[str] | None) -> Labels:
         )
     index = {name: i for i, name in enumerate(known)}
     note = None if names else f"labels mapped in sorted order: {_listed(known)}"
-    return _checked(Labels(tuple(index[value] for value in values), known, note))
+    return Labels(tuple(index[value] for value in values), known, note)
 
 
 def _indexed(values: list[int], names: Sequence[str] | None) -> Labels:
@@ -186,7 +200,7 @@ def _indexed(values: list[int], names: Sequence[str] | None) -> Labels:
             f"Labels out of range: {_listed(wrong)}. There are {len(known)} classes "
             f"({_listed(known)}), so labels run from 0 to {len(known) - 1}."
         )
-    return _checked(Labels(tuple(values), known))
+    return Labels(tuple(values), known)
 
 
 def _renumbered(values: list[int], names: tuple[str, ...]) -> Labels:
@@ -195,14 +209,6 @@ def _renumbered(values: list[int], names: tuple[str, ...]) -> Labels:
     if names == tuple(str(i) for i in range(len(names))):
         return labels
     return Labels(labels.values, names, f"labels {_listed(names)} became 0 to {len(names) - 1}")
-
-
-def _checked(labels: Labels) -> Labels:
-    if labels.names is not None and len(labels.names) < 2:
-        raise DataError(
-            f"All rows have the label {labels.names[0]!r}: one class leaves nothing to learn."
-        )
-    return labels
 
 
 def _are_codes(distinct: list[int]) -> bool:

@@ -30,6 +30,7 @@ def load_rows(
     regression: bool | None = None,
     drop_unlabelled: bool = False,
     ignore_labels: bool = False,
+    one_class: bool = False,
 ) -> TextData:
     """Read one split of a file, a folder or a hub data set.
 
@@ -45,6 +46,7 @@ def load_rows(
         regression: True or False where it is known; None reads float labels as regression.
         drop_unlabelled: leave out rows whose label is missing or -1 instead of raising.
         ignore_labels: read no labels at all.
+        one_class: take rows that all have one label, too.
 
     Raises:
         DataError: no such source, split or column, or labels that make no sense.
@@ -64,6 +66,7 @@ def load_rows(
         names=label_names or place.label_names,
         regression=regression,
         drop=drop_unlabelled,
+        one_class=one_class,
         where=where,
     )
     notes = _notes(columns, labels, dropped=len(rows) - len(kept))
@@ -92,6 +95,7 @@ def _labels(
     names: Sequence[str] | None,
     regression: bool | None,
     drop: bool,
+    one_class: bool,
     where: str,
 ) -> tuple[list[int], Labels | None]:
     """The rows to keep and their labels; no labels if the column is absent or empty."""
@@ -107,9 +111,10 @@ def _labels(
             raise DataError(_missing_labels(values, kept, column, where))
     present, names = _class_names(rows.features[column], [values[row] for row in kept], names)
     try:
-        return kept, read_labels(present, names=names, regression=regression)
+        labels = read_labels(present, names=names, regression=regression, one_class=one_class)
     except DataError as error:
         raise DataError(f"{where}, column {column!r}: {error}") from error
+    return kept, labels
 
 
 def _class_names(

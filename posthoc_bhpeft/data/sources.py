@@ -83,17 +83,22 @@ def read_split(source: Source, split: str) -> Any:
         raise DataError(f"Could not read the split {split!r} of {source.name}: {reason}") from error
 
 
-def _open_folder(folder: Path) -> Source:
-    files = {
-        _stem(path): path
+def row_files(folder: Path) -> list[Path]:
+    """Files of a folder that hold rows, by name."""
+    return [
+        path
         for path in sorted(folder.iterdir())
         if path.is_file() and path.name not in _NOT_ROWS and _suffix(path) in _READERS
-    }
+    ]
+
+
+def _open_folder(folder: Path) -> Source:
+    files = {_stem(path): path for path in row_files(folder)}
     if files:
-        return Source(str(folder), _ordered(files), files, label_names=_meta_names(folder))
+        return Source(str(folder), _ordered(files), files, label_names=declared_names(folder))
     if (folder / "dataset_dict.json").is_file():
         listed = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        return Source(str(folder), _ordered(listed), label_names=_meta_names(folder))
+        return Source(str(folder), _ordered(listed), label_names=declared_names(folder))
     try:
         return _open_hub(str(folder))
     except DataError as error:
@@ -153,7 +158,8 @@ def _ordered(splits: Any) -> tuple[str, ...]:
     )
 
 
-def _meta_names(folder: Path) -> tuple[str, ...] | None:
+def declared_names(folder: Path) -> tuple[str, ...] | None:
+    """Names of the labels in a folder's meta.json, if it has one that lists them."""
     path = folder / "meta.json"
     if not path.is_file():
         return None

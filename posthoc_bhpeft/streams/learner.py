@@ -110,6 +110,21 @@ class Learner:
             raise ConfigError("The learner has no model before its first round: call meet(round).")
         return self._built
 
+    @property
+    def place(self) -> torch.device:
+        """Where the model is: on the accelerator, if there is one and it may be used."""
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device(self.device or found or "cpu")
+
+    def resume(
+        self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, labels: LabelSpace
+    ) -> None:
+        """Go on with a model trained before, such as one read from a folder.
+
+        The weights it comes with are then those that `reset` goes back to.
+        """
+        self._built, self.labels = self._placed(model, tokenizer), labels
+
     def seed_of(self, index: int) -> int:
         """The seed of a round, counted from 0."""
         return self.settings.seed + _SEED_STEP * index
@@ -279,8 +294,10 @@ class Learner:
     def _build(self, labels: LabelSpace) -> _Built:
         with seeded(self.settings.seed):
             model, tokenizer = build(self.base, labels.titles, self.settings, self.peft_config)
-        place = self.device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
-        model.eval().to(place)
+        return self._placed(model, tokenizer)
+
+    def _placed(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> _Built:
+        model.eval().to(self.place)
         tokens = TokenCache(tokenizer, self.settings.max_length)
         return _Built(model, tokenizer, tokens, trained_weights(model))
 

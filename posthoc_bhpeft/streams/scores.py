@@ -128,10 +128,12 @@ class StreamScores:
     def backward_transfer(self, after: str) -> float:
         """Mean of `a[i, j] - a[j, j]` over the earlier rounds j < i: below 0 is forgetting.
 
-        0 for the first round, before which there is nothing to forget.
+        0 for the first round, before which there is nothing to forget. Rounds that could not be
+        scored when they were learnt are left out.
         """
+        own = {row.tested: row.accuracy for row in self.rows if row.trained == row.tested}
         earlier = [row for row in self._learnt(after) if row.tested != after]
-        changes = [row.accuracy - self.at(row.tested, row.tested).accuracy for row in earlier]
+        changes = [row.accuracy - own[row.tested] for row in earlier if row.tested in own]
         return fmean(changes) if changes else 0.0
 
     def forward_transfer(self, after: str) -> float | None:

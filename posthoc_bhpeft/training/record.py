@@ -45,8 +45,8 @@ class TrainingRecord:
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """The figures of the epoch that was kept."""
-        return self.history[self.best_epoch - 1]
+        """The figures of the epoch that was kept; none where nothing was trained."""
+        return self.history[self.best_epoch - 1] if self.history else {}
 
     def write(self, folder: Path) -> None:
         """Write training.json into the folder."""

@@ -11,6 +11,7 @@ nearly flat, so it says too little of what leaving would cost.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -65,18 +66,20 @@ class CarriedRun:
 
     Attributes:
         bayes: Of the last round; its blocks face that round's outputs.
+        history: Figures of every epoch of the last training.
     """
 
     def __init__(self, method: CarriedPosterior, learner: Learner) -> None:
         self.method, self.learner = method, learner
         self.bayes: BayesianPeft | None = None
+        self.history: tuple[Mapping[str, float], ...] = ()
 
     def learn(self, round_: Round, index: int) -> None:
         """Train against the carried prior, then make the chained posterior."""
         learner = self.learner
         learner.meet(round_)
         prior = self.carried()
-        learner.fit(
+        self.history = learner.fit(
             [(round_.name, round_.train)],
             penalty=None if prior is None else prior.tempered(self.method.weight),
             seed=learner.seed_of(index),
