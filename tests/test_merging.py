@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from posthoc_bhpeft import (
     BayesianPeft,
@@ -24,8 +24,8 @@ from posthoc_bhpeft import (
 )
 from posthoc_bhpeft.blocks import discover
 from posthoc_bhpeft.errors import ConfigError, ModelError
-from posthoc_bhpeft.merging import check_common_start, likeness, merge
-from posthoc_bhpeft.posterior import read_weights
+from posthoc_bhpeft.merging import common_prior, merge
+from posthoc_bhpeft.merging.checks import check_common_start, likeness
 from posthoc_bhpeft.prior import GaussianPrior
 from tests.hybrid.families import tiny_batch
 from tests.models import hybrid, mlp, pairs, randomize, targets
@@ -33,12 +33,6 @@ from tests.test_chaining import NOISE, SideBySide, assert_same_gaussian, learn, 
 from tests.tuned import assert_same, numbers, tuned
 
 DATA = targets((7, 6), 4, batches=6)
-
-
-def around(model: nn.Module, precision: float = 3.0) -> GaussianPrior:
-    """An isotropic prior around a model's weights."""
-    blocks = discover(model)
-    return GaussianPrior.isotropic(blocks, precision, mean=read_weights(model, blocks))
 
 
 def parts_of(loader: Sequence[Any], k: int) -> list[Sequence[Any]]:
@@ -131,7 +125,7 @@ def carried_prior() -> GaussianPrior:
     "curvature", [KroneckerGGN(), DiagonalGGN(), DenseGGN()], ids=["K", "diagonal", "dense"]
 )
 @pytest.mark.parametrize("k", [2, 3, 5])
-@pytest.mark.parametrize("make", [carried_prior, lambda: around(mlp(4, 3, 3), 0.8)])
+@pytest.mark.parametrize("make", [carried_prior, lambda: common_prior(mlp(4, 3, 3), 0.8)])
 def test_the_mean_is_that_of_a_dense_solve_of_the_same_operators(make, k, curvature):
     prior = make()
     parts = classifiers(prior, k, curvature)
@@ -176,7 +170,7 @@ def trained(model: Any, prior: GaussianPrior, seed: int) -> BayesianPeft:
 
 def test_adapters_are_merged_saved_and_loaded(tmp_path: Path):
     model = tuned()
-    prior = around(model, 30.0)
+    prior = common_prior(model, 30.0)
     parts = [trained(model, prior, seed) for seed in (1, 2, 3)]
     merged = merge(parts, prior=prior)
     merged.check_unchanged()
@@ -189,7 +183,7 @@ def test_adapters_are_merged_saved_and_loaded(tmp_path: Path):
 
 def test_loaded_posteriors_are_merged_like_those_in_memory(tmp_path: Path):
     model = tuned()
-    prior = around(model, 30.0)
+    prior = common_prior(model, 30.0)
     parts = [trained(model, prior, seed) for seed in (1, 2)]
     for index, part in enumerate(parts):
         part.save_pretrained(tmp_path / str(index))
@@ -200,7 +194,7 @@ def test_loaded_posteriors_are_merged_like_those_in_memory(tmp_path: Path):
 
 def test_the_models_are_left_as_they_were():
     model = hybrid()
-    prior = around(model)
+    prior = common_prior(model)
     parts = [trained(model, prior, seed) for seed in (1, 2)]
     before = [copy.deepcopy(part.model.state_dict()) for part in parts]
     merged = merge(parts, prior=prior)
@@ -215,7 +209,7 @@ def test_the_models_are_left_as_they_were():
 
 def test_single_precision_adapters_are_solved_for_in_double():
     model = hybrid().float()
-    prior = around(model, 30.0)
+    prior = common_prior(model, 30.0)
     parts = [trained(model, prior, seed) for seed in (1, 2)]
     merged = merge(parts, prior=prior)
     for block in merged.blocks:
@@ -234,7 +228,7 @@ def tensors_of(bayes: BayesianPeft, name: str) -> list[Tensor]:
 
 @pytest.fixture(scope="module")
 def two() -> tuple[GaussianPrior, list[BayesianPeft]]:
-    prior = around(mlp(4, 3, 3))
+    prior = common_prior(mlp(4, 3, 3))
     return prior, classifiers(prior, 2, KroneckerGGN())
 
 
@@ -257,7 +251,7 @@ def refitted(bayes: BayesianPeft, **settings: Any) -> BayesianPeft:
         ("precision", lambda prior, bayes: refitted(bayes, prior=prior.tempered(1.01))),
         ("precision", lambda prior, bayes: refitted(bayes, prior=bayes.as_prior())),
         ("mean", lambda prior, bayes: refitted(bayes, prior=replace(prior, mean={}))),
-        ("mean", lambda prior, bayes: refitted(bayes, prior=around(mlp(4, 3, 3, seed=5)))),
+        ("mean", lambda prior, bayes: refitted(bayes, prior=common_prior(mlp(4, 3, 3, seed=5)))),
     ],
     ids=["a rule's", "tempered", "carried", "no mean", "another mean"],
 )
@@ -279,7 +273,7 @@ def test_a_prior_that_none_was_fitted_with_is_refused(two):
 def test_a_prior_of_other_blocks_is_refused(two):
     _, parts = two
     with pytest.raises(ConfigError, match="prior= is about other blocks"):
-        merge(parts, prior=around(mlp(4, 5, 3)))
+        merge(parts, prior=common_prior(mlp(4, 5, 3)))
 
 
 def test_other_blocks_are_refused(two):
@@ -298,7 +292,7 @@ def test_another_number_of_labels_is_refused(two):
 
 def test_labels_in_another_order_are_refused():
     model = tuned()
-    prior = around(model, 30.0)
+    prior = common_prior(model, 30.0)
     parts = [trained(model, prior, seed) for seed in (1, 2)]
     parts[1].model.config.id2label = {0: "good", 1: "fair", 2: "bad"}
     with pytest.raises(ConfigError, match=r"posterior 2 stand for .*'good'.*same order"):
@@ -317,7 +311,7 @@ def test_another_likelihood_is_refused():
 
 def test_another_base_model_is_refused():
     model = tuned()
-    prior = around(model, 30.0)
+    prior = common_prior(model, 30.0)
     parts = [trained(model, prior, seed) for seed in (1, 2)]
     with torch.no_grad():
         for name, parameter in parts[1].model.named_parameters():
@@ -330,7 +324,7 @@ def test_another_base_model_is_refused():
 @pytest.mark.parametrize("mean", [True, False], ids=["prior around a start", "prior around zero"])
 def test_adapters_from_different_random_weights_are_refused(mean):
     models = [tuned(seed=1), tuned(seed=2)]
-    prior = around(models[0], 30.0)
+    prior = common_prior(models[0], 30.0)
     prior = prior if mean else replace(prior, mean={})
     parts = [trained(model, prior, 3) for model in models]
     where = "the mean of prior=" if mean else "that of posterior 1"
@@ -340,7 +334,7 @@ def test_adapters_from_different_random_weights_are_refused(mean):
 
 def test_adapters_from_one_start_need_no_mean_in_the_prior():
     model = tuned()
-    prior = replace(around(model, 30.0), mean={})
+    prior = replace(common_prior(model, 30.0), mean={})
     parts = [trained(model, prior, seed) for seed in (1, 2)]
     assert likeness(parts[0].blocks, parts[0].posterior.mean, parts[1].posterior.mean) > 0.9
     assert merge(parts, prior=prior).posterior.n_rows == 8
