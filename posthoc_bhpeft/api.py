@@ -11,22 +11,24 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from posthoc_bhpeft.batches import (
-    Inputs,
-    Loader,
-    device_of,
-    split_batch,
-)
+from posthoc_bhpeft.batches import Inputs, Loader, device_of, split_batch
 from posthoc_bhpeft.blocks import (
     DEFAULT_RECOGNIZERS,
     Block,
     Engine,
+    Product,
     Recognizer,
     discover,
     observing,
 )
 from posthoc_bhpeft.card import CARD_FILE, explain, model_card, write_card
-from posthoc_bhpeft.carrying import chained, check_carried, describe_carried, split_prior
+from posthoc_bhpeft.carrying import (
+    check_carried,
+    chosen_products,
+    describe_carried,
+    split_prior,
+    start_of,
+)
 from posthoc_bhpeft.checks import check_arguments, check_data, check_role
 from posthoc_bhpeft.curvature import Curvature, FittedCurvature, KroneckerGGN, fit_curvature
 from posthoc_bhpeft.errors import CheckpointError, ModelError
@@ -34,7 +36,7 @@ from posthoc_bhpeft.folders import finish_replacing, replacing_files
 from posthoc_bhpeft.likelihood import Categorical, Gaussian, Likelihood
 from posthoc_bhpeft.matching import check_weights
 from posthoc_bhpeft.memory import check_memory, explaining_memory
-from posthoc_bhpeft.posterior import Posterior, read_weights
+from posthoc_bhpeft.posterior import Posterior, decompose, read_weights
 from posthoc_bhpeft.predictive import Linearized, Link, Prediction
 from posthoc_bhpeft.predictive.spectrum import CovarianceSpectrum, covariance_spectra
 from posthoc_bhpeft.prior import GaussianPrior
@@ -47,7 +49,7 @@ from posthoc_bhpeft.rebuild import (
     talking_to_hub,
 )
 from posthoc_bhpeft.saving import SavedPosterior, load_posterior, read_record, save_posterior
-from posthoc_bhpeft.selection import HeldOut, LaplaceFit, MatchedPrecision, PriorChoice, PriorRule
+from posthoc_bhpeft.selection import HeldOut, LaplaceFit, MatchedPrecision, PriorRule
 
 
 class Predictive(Protocol):
@@ -70,6 +72,7 @@ def bayesianize(
     predictive: Predictive = Linearized(),
     recognizers: Sequence[Recognizer] = DEFAULT_RECOGNIZERS,
     engine: Engine = observing,
+    products: bool = False,
     generator: torch.Generator | None = None,
     progress: bool = True,
 ) -> BayesianPeft:
@@ -92,6 +95,7 @@ def bayesianize(
         predictive: How predictions are made, unless asked otherwise.
         recognizers: Find the blocks of each layer; add your own for other layers.
         engine: Makes the per-sample gradients; hooks by default.
+        products: Keep the curvature of LoRA layers' `B A` too, for `as_prior(products=True)`.
         generator: Randomness of the curvature's random signs; seeded with 0 by default.
         progress: Show a progress bar.
 
@@ -108,9 +112,9 @@ def bayesianize(
     roles = {"likelihood": likelihood, "curvature": curvature, "predictive": predictive}
     check_arguments(model, **roles, **({} if rule is None else {"prior": rule}))
     blocks = discover(model, recognizers)
-    if earlier is not None:
-        check_carried(earlier, blocks, likelihood)
-    check_memory(blocks, curvature, device_of(model))
+    check_carried(earlier, blocks, likelihood)
+    pairs = chosen_products(blocks, earlier, products)
+    check_memory(blocks, curvature, device_of(model), pairs)
     check_data(model, loader, likelihood)
     if isinstance(rule, HeldOut):
         check_data(model, rule.loader, likelihood, "HeldOut(loader)")
@@ -123,6 +127,7 @@ def bayesianize(
             likelihood,
             curvature,
             engine=engine,
+            products=pairs,
             generator=generator,
             progress=lambda batches: track(batches, "Curvature", len(loader), progress),
         )
@@ -133,7 +138,8 @@ def bayesianize(
                 model, blocks, posterior.bases, likelihood, shown, link=link, engine=engine
             )
 
-        posterior = chained(unit_posterior(model, blocks, fitted), earlier)
+        start = start_of(earlier, rule, blocks)
+        posterior = unit_posterior(model, blocks, pairs, fitted, start)
         if rule is None:
             reason = describe_carried(posterior)
             return BayesianPeft(model, posterior, likelihood, predictive, curvature, reason)
@@ -143,9 +149,8 @@ def bayesianize(
     posterior = posterior.with_prior(replace(posterior.prior, precision=choice.precision))
     if choice.noise_variance is not None:
         likelihood = Gaussian(choice.noise_variance)
-        posterior = at_noise(
-            posterior, evidence.at_noise(choice.noise_variance).log_likelihood, choice
-        )
+        noisy = evidence.at_noise(choice.noise_variance)
+        posterior = posterior.at_noise(choice.noise_variance, noisy.log_likelihood)
     reason = choice.reason if earlier is None else f"{describe_carried(posterior)} {choice.reason}"
     return BayesianPeft(model, posterior, likelihood, predictive, curvature, reason)
 
@@ -178,9 +183,8 @@ class BayesianPeft:
     @property
     def saved(self) -> SavedPosterior:
         """Everything but the model, as it is written to a folder."""
-        return SavedPosterior(
-            self.posterior, self.likelihood, self.predictive, self.curvature, self.reason
-        )
+        settings = (self.likelihood, self.predictive, self.curvature)
+        return SavedPosterior(self.posterior, *settings, self.reason)
 
     def predict(self, batch: Any, predictive: Predictive | None = None) -> Prediction:
         """Predict one batch.
@@ -252,7 +256,9 @@ class BayesianPeft:
         """Draw weights `(S, p, q)` of each block from the posterior."""
         return self.posterior.sample(n_samples, generator)
 
-    def as_prior(self, *, forget: float = 0.0, max_terms: int = 2) -> GaussianPrior:
+    def as_prior(
+        self, *, forget: float = 0.0, max_terms: int = 2, products: bool = False
+    ) -> GaussianPrior:
         """What was learnt, as the prior of the next data; see `Posterior.as_prior`.
 
         ```python
@@ -264,8 +270,10 @@ class BayesianPeft:
         Args:
             forget: Share of the precision to let go.
             max_terms: Kronecker terms to keep in each block; more are merged.
+            products: Hold LoRA layers by their product `B A`, for which the posterior must have
+                been fitted with `products=True`, rather than by A and B apart.
         """
-        return self.posterior.as_prior(forget=forget, max_terms=max_terms)
+        return self.posterior.as_prior(forget=forget, max_terms=max_terms, products=products)
 
     def log_marginal_likelihood(self) -> float:
         """Laplace's approximation of the log evidence, in nats over all training rows."""
@@ -336,14 +344,8 @@ class BayesianPeft:
             model = model.to(device)
         blocks = discover(model, recognizers)
         saved = load_posterior(path, record, model, blocks, predictive=predictive)
-        return cls(
-            model,
-            saved.posterior,
-            saved.likelihood,
-            saved.predictive,
-            saved.curvature,
-            saved.reason,
-        )
+        settings = (saved.likelihood, saved.predictive, saved.curvature)
+        return cls(model, saved.posterior, *settings, saved.reason)
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
         """Upload model and posterior to the hub; a model card that is there is kept and added to.
@@ -374,25 +376,23 @@ class BayesianPeft:
 
 
 def unit_posterior(
-    model: nn.Module, blocks: tuple[Block, ...], fitted: FittedCurvature
+    model: nn.Module,
+    blocks: tuple[Block, ...],
+    products: tuple[Product, ...],
+    fitted: FittedCurvature,
+    prior: GaussianPrior,
 ) -> Posterior:
-    """The posterior of a fit, with a prior precision of 1 until one is chosen."""
+    """The posterior of a fit, under a prior whose precision may still be chosen."""
+    weights, curvature = read_weights(model, blocks), fitted.operators
+    prior = prior.linearized_at(weights)
     return Posterior(
         blocks,
-        read_weights(model, blocks),
-        GaussianPrior.isotropic(blocks, 1.0),
-        fitted.operators,
-        {name: operator.decompose() for name, operator in fitted.operators.items()},
+        weights,
+        prior,
+        curvature,
+        {block.name: decompose(prior, block.name, curvature[block.name]) for block in blocks},
         fitted.log_likelihood,
         fitted.n_rows,
         fitted.n_outputs,
+        products,
     )
-
-
-def at_noise(posterior: Posterior, log_likelihood: float, choice: PriorChoice) -> Posterior:
-    """A posterior fitted at noise variance 1, at the variance that was learnt."""
-    scale = 1 / (choice.noise_variance or 1.0)
-    curvature = {name: operator.scale(scale) for name, operator in posterior.curvature.items()}
-    # Decomposed again rather than scaled: what is loaded later then has the very same numbers.
-    bases = {name: operator.decompose() for name, operator in curvature.items()}
-    return replace(posterior, curvature=curvature, bases=bases, log_likelihood=log_likelihood)

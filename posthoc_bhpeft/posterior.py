@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from posthoc_bhpeft.blocks import Block
+from posthoc_bhpeft.blocks import Block, Observed, Product
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.evidence import BlockSpectrum, LaplaceEvidence
-from posthoc_bhpeft.linalg import BlockOperator, Eigenbasis, OperatorSum, merge_terms
+from posthoc_bhpeft.linalg import HIGH_FLOOR, BlockOperator, Eigenbasis, OperatorSum, merge_terms
 from posthoc_bhpeft.prior import GaussianPrior
 
 
@@ -30,11 +30,12 @@ class Posterior:
         blocks: The blocks it is about.
         mean: Weights `(p, q)` of each block: the trained model's.
         prior: The prior it was made with.
-        curvature: `H` of each block, the sum over data.
+        curvature: `H` of each block and product, the sum over data.
         bases: Eigenbasis of each `K + H`.
         log_likelihood: `log p(D | mean)` in nats.
         n_rows: Number of labelled rows of data.
         n_outputs: `C`, the number of outputs of the model.
+        products: LoRA layers whose `B A` has a curvature as well, to be carried on.
     """
 
     blocks: tuple[Block, ...]
@@ -45,24 +46,36 @@ class Posterior:
     log_likelihood: float
     n_rows: int
     n_outputs: int
+    products: tuple[Product, ...] = field(default=(), repr=False)
 
     def with_prior(self, prior: GaussianPrior) -> Posterior:
         """The posterior for another prior; nothing is fitted again.
 
-        Only blocks for which either prior carries curvature are decomposed again.
+        A prior about products is linearised around this posterior's mean.
+        Only blocks are decomposed again whose basis depends on what is new about the prior.
         """
-        isotropic = {
-            block.name
-            for block in self.blocks
-            if block.name not in prior.carried and block.name not in self.prior.carried
-        }
+        known, carried = self.prior.carried, prior.carried
+        factors = [block.name for product in prior.products for block in product.factors]
+        if any(name not in carried or carried[name] is not known.get(name) for name in factors):
+            prior = prior.linearized_at(self.mean)
         bases = {
-            name: self.bases[name] if name in isotropic else decompose(prior, name, curvature)
-            for name, curvature in self.curvature.items()
+            name: basis
+            if shares_basis(self.prior, prior, name, basis)
+            else decompose(prior, name, self.curvature[name])
+            for name, basis in self.bases.items()
         }
         return replace(self, prior=prior, bases=bases)
 
-    def as_prior(self, *, forget: float = 0.0, max_terms: int = 2) -> GaussianPrior:
+    def at_noise(self, variance: float, log_likelihood: float) -> Posterior:
+        """A posterior fitted at noise variance 1, at another and the log likelihood there."""
+        curvature = {name: held.scale(1 / variance) for name, held in self.curvature.items()}
+        # Decomposed again rather than scaled: what is loaded later then has the very same numbers.
+        bases = {name: curvature[name].decompose() for name in self.bases}
+        return replace(self, curvature=curvature, bases=bases, log_likelihood=log_likelihood)
+
+    def as_prior(
+        self, *, forget: float = 0.0, max_terms: int = 2, products: bool = False
+    ) -> GaussianPrior:
         """What was learnt, as the prior of the next data: `N(theta, (d I + K + H)^-1)`.
 
         Args:
@@ -70,26 +83,36 @@ class Posterior:
                 (exponential forgetting: data of `k` rounds ago count `(1 - forget)^k`).
             max_terms: Kronecker terms to keep in `K + H`; more are merged into their nearest
                 Kronecker product, the errors told in `merge_errors`.
+            products: Hold LoRA layers by their product `B A` rather than by A and B apart.
 
         Returns:
             The prior, its mean at this posterior's.
 
         Raises:
-            ConfigError: If `forget` is not in `[0, 1)`, or `max_terms` below 1.
+            ConfigError: If `forget` is not in `[0, 1)`, or `max_terms` below 1, or there is no
+                curvature of products.
         """
         if not 0 <= forget < 1:
             raise ConfigError(f"forget is {forget!r}; it must be at least 0 and below 1.")
+        if products and not self.products:
+            raise ConfigError(
+                "This posterior has no curvature of products. Fit it with products=True: "
+                "bayesianize(model, loader, products=True)."
+            )
+        pairs = self.products if products else ()
+        factors = {block.name for product in pairs for block in product.factors}
+        parts: list[Observed] = [b for b in self.blocks if b.name not in factors]
         carried, errors = {}, {}
-        for block in self.blocks:
-            total = total_curvature(self.prior, block.name, self.curvature[block.name])
+        for part in (*parts, *pairs):
+            total = total_curvature(self.prior, part.name, self.curvature[part.name])
             merged = merge_terms(OperatorSum((total,)), max_terms)
-            carried[block.name] = merged.operator
+            carried[part.name] = merged.operator
             if merged.errors:
-                errors[block.name] = merged.total_error
+                errors[part.name] = merged.total_error
         prior = GaussianPrior(
-            dict(self.prior.precision), dict(self.mean), carried, self.blocks, errors
+            dict(self.prior.precision), dict(self.mean), carried, self.blocks, errors, pairs
         )
-        return prior.tempered(1 - forget) if forget else prior
+        return (prior.tempered(1 - forget) if forget else prior).linearized_at(self.mean)
 
     def evidence(self) -> LaplaceEvidence:
         """What the evidence depends on, apart from the precision of an isotropic prior."""
@@ -118,13 +141,11 @@ class Posterior:
         return self.log_likelihood - 0.5 * (self.squared_movement() + gain)
 
     def squared_movement(self) -> float:
-        """`(theta - mu0)^T Lambda0 (theta - mu0)`, exact: how far the prior was left."""
-        total = 0.0
-        for block in self.blocks:
-            moved = self.prior.movement(block, self.mean[block.name]).double()
-            pulled = self.prior.matvec(block, moved.to(self.mean[block.name]))
-            total += float((moved * pulled).sum())
-        return total
+        """`(theta - mu0)^T Lambda0 (theta - mu0)`, exact: how far the prior was left.
+
+        Twice the penalty; under a prior about products, that of the products themselves.
+        """
+        return 2 * float(replace(self.prior, blocks=self.blocks).energy(self.mean))
 
     def variances(self, block: Block) -> Tensor:
         """Variances `1 / (l + d)` along the eigenvectors of a block, `(p, q)`, float64."""
@@ -172,6 +193,16 @@ def decompose(prior: GaussianPrior, name: str, curvature: BlockOperator) -> Eige
     if isinstance(total, OperatorSum):
         return total.decompose(prior.precision[name])
     return total.decompose()
+
+
+def shares_basis(one: GaussianPrior, other: GaussianPrior, name: str, known: Eigenbasis) -> bool:
+    """Whether a block's basis under one prior, `known`, is also that under the other."""
+    carried = one.carried.get(name)
+    if carried is not other.carried.get(name):
+        return False
+    lowest = min(one.precision[name], other.precision[name])
+    # Of several terms, the basis depends on low floors only; see `linalg.joint_eigenbasis`.
+    return carried is None or lowest >= HIGH_FLOOR * float(known.eigenvalues.mean())
 
 
 def log_determinant(basis: Eigenbasis, precision: float) -> float:

@@ -16,17 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from posthoc_bhpeft.blocks import Block
+from posthoc_bhpeft.blocks import Block, Observed, Product, find_products
 from posthoc_bhpeft.checkpoints import read_json, write_json
 from posthoc_bhpeft.errors import BhpeftError, CheckpointError
 from posthoc_bhpeft.likelihood import Likelihood
-from posthoc_bhpeft.linalg import (
-    BlockOperator,
-    DenseOperator,
-    DiagonalOperator,
-    KroneckerOperator,
-    OperatorSum,
-)
+from posthoc_bhpeft.linalg import BlockOperator, check_structure, restored, structure_of
 from posthoc_bhpeft.matching import check_blocks, check_frozen, check_weights, frozen_samples
 from posthoc_bhpeft.posterior import Posterior, decompose, read_weights
 from posthoc_bhpeft.prior import GaussianPrior
@@ -48,7 +42,6 @@ RECORD_PARTS = frozenset(
     ]
 )
 BLOCK_PARTS = frozenset({"shape", "parameter", "structure", "prior_precision"})
-STRUCTURES = (KroneckerOperator, DiagonalOperator, DenseOperator)
 
 
 @dataclass(frozen=True)
@@ -85,10 +78,9 @@ def save_posterior(
         CheckpointError: If the curvature has a structure of the user's own, or the disk is full.
     """
     posterior = saved.posterior
-    for block in posterior.blocks:
-        carried = posterior.prior.carried.get(block.name)
-        for operator in (posterior.curvature[block.name], *([] if carried is None else [carried])):
-            check_structure(block, operator)
+    for operators in (posterior.curvature, posterior.prior.held):
+        for name, operator in operators.items():
+            check_structure(name, operator)
     tensors = posterior_tensors(saved.posterior)
     tensors |= {f"frozen/{name}": sample for name, sample in frozen_samples(model).items()}
     try:
@@ -168,27 +160,30 @@ def describe(saved: SavedPosterior, digest: str) -> dict[str, Any]:
                 "parameter": block.parameter,
                 "structure": structure_of(posterior.curvature[block.name]),
                 "prior_precision": posterior.prior.precision[block.name],
-                **carried_parts(posterior.prior, block),
+                **carried_parts(posterior.prior, block.name),
             }
             for block in posterior.blocks
+        },
+        "products": {
+            product.name: {
+                "shape": list(product.shape),
+                "factors": [block.name for block in product.factors],
+                "structure": structure_of(posterior.curvature[product.name]),
+                **carried_parts(posterior.prior, product.name),
+            }
+            for product in posterior.products
         },
     }
 
 
-def carried_parts(prior: GaussianPrior, block: Block) -> dict[str, Any]:
+def carried_parts(prior: GaussianPrior, name: str) -> dict[str, Any]:
     """What a prior carries in a block, for the JSON; nothing where it carries nothing."""
     parts: dict[str, Any] = {}
-    if block.name in prior.carried:
-        parts["carried"] = structure_of(prior.carried[block.name])
-    if block.name in prior.merge_errors:
-        parts["merge_error"] = prior.merge_errors[block.name]
+    if name in prior.held:
+        parts["carried"] = structure_of(prior.carried[name])
+    if name in prior.merge_errors:
+        parts["merge_error"] = prior.merge_errors[name]
     return parts
-
-
-def structure_of(operator: BlockOperator) -> str:
-    """Class names of an operator's terms, joined by `+`."""
-    terms = operator.terms if isinstance(operator, OperatorSum) else (operator,)
-    return "+".join(type(term).__name__ for term in terms)
 
 
 def posterior_tensors(posterior: Posterior) -> dict[str, Tensor]:
@@ -199,11 +194,11 @@ def posterior_tensors(posterior: Posterior) -> dict[str, Tensor]:
         prior_mean = posterior.prior.mean_of(block)
         if prior_mean is not None:
             tensors[f"prior_mean/{block.name}"] = prior_mean
-        places = {"curvature": posterior.curvature, "carried": posterior.prior.carried}
-        for place, operators in places.items():
-            if block.name in operators:
-                for part, tensor in operators[block.name].tensors().items():
-                    tensors[f"{place}/{block.name}/{part}"] = tensor
+    places = {"curvature": posterior.curvature, "carried": posterior.prior.held}
+    for place, operators in places.items():
+        for name, operator in operators.items():
+            for part, tensor in operator.tensors().items():
+                tensors[f"{place}/{name}/{part}"] = tensor
     # Copied: a prior may share tensors with a posterior, and a file cannot.
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
@@ -280,93 +275,71 @@ def read_posterior(
     weights: Mapping[str, Tensor],
 ) -> Posterior:
     """The posterior inside a record and its tensors, on the devices of the weights."""
-    entries = record["blocks"]
+    products = read_products(blocks, record)
+    entries = {**record["blocks"], **record.get("products", {})}
     prior_means = with_prefix(tensors, "prior_mean/")
-    held = [
-        b
-        for b in blocks
-        if "carried" in entries[b.name] or with_prefix(tensors, f"carried/{b.name}/")
-    ]
+    parts: tuple[Observed, ...] = (*blocks, *products)
+    like = {**weights, **{product.name: weights[product.up.name] for product in products}}
+    held = {
+        part.name: part
+        for part in parts
+        if "carried" in entries[part.name] or with_prefix(tensors, f"carried/{part.name}/")
+    }
     prior = GaussianPrior(
         {b.name: float(entries[b.name]["prior_precision"]) for b in blocks},
         {name: mean.to(weights[name]) for name, mean in prior_means.items()},
-        {b.name: read_operator(b, entries, tensors, weights, "carried") for b in held},
+        {n: read_operator(part, entries, tensors, like, "carried") for n, part in held.items()},
         blocks,
-        {
-            b.name: float(entries[b.name]["merge_error"])
-            for b in blocks
-            if "merge_error" in entries[b.name]
-        },
+        {n: float(e["merge_error"]) for n, e in entries.items() if "merge_error" in e},
+        tuple(product for product in products if product.name in held),
     )
-    curvature = {b.name: read_operator(b, entries, tensors, weights, "curvature") for b in blocks}
+    mean = {b.name: tensors[f"mean/{b.name}"].to(weights[b.name]) for b in blocks}
+    prior = prior.linearized_at(mean)
+    curvature = {p.name: read_operator(p, entries, tensors, like, "curvature") for p in parts}
     return Posterior(
         blocks,
-        {b.name: tensors[f"mean/{b.name}"].to(weights[b.name]) for b in blocks},
+        mean,
         prior,
         curvature,
         {b.name: decompose(prior, b.name, curvature[b.name]) for b in blocks},
         float(record["log_likelihood"]),
         int(record["n_rows"]),
         int(record["n_outputs"]),
+        products,
     )
+
+
+def read_products(blocks: tuple[Block, ...], record: Mapping[str, Any]) -> tuple[Product, ...]:
+    """The products that a record has curvature of; files from before there were any have none.
+
+    Raises:
+        CheckpointError: If the blocks do not make one of them.
+    """
+    found = {product.name: product for product in find_products(blocks)}
+    saved = record.get("products", {})
+    if unknown := [name for name in saved if name not in found]:
+        raise CheckpointError(
+            f"This posterior is about the product {unknown[0]!r}, and the model has no such LoRA "
+            "layer. Load it with the adapter it was saved beside."
+        )
+    return tuple(found[name] for name in saved)
 
 
 def read_operator(
-    block: Block,
+    block: Observed,
     entries: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor],
+    like: Mapping[str, Tensor],
     place: str,
 ) -> BlockOperator:
-    """One block's operator, like its weights: `place` is "curvature" or "carried"."""
-    name = "structure" if place == "curvature" else place
-    structures = str(entries[block.name][name]).split("+")
+    """The operator of one block or product: `place` is "curvature" or "carried"."""
+    structure = entries[block.name]["structure" if place == "curvature" else place]
     # Copied: inside a file tensors are not aligned, and kernels then add up in another order.
     own = {
-        part: tensor.to(weights[block.name], copy=True)
+        part: tensor.to(like[block.name], copy=True)
         for part, tensor in with_prefix(tensors, f"{place}/{block.name}/").items()
     }
-    terms = {part.split(".")[0] for part in own if "." in part}
-    if len(structures) == 1 and not terms:
-        return read_term(block, structures[0], own)
-    if terms != {str(index) for index in range(len(structures))}:
-        raise CheckpointError(
-            f"Block {block.name!r} has {len(structures)} {name} terms in {POSTERIOR_FILE} and "
-            f"{len(terms)} in {TENSOR_FILE}: one of them was edited. Copy both again, or fit and "
-            "save again."
-        )
-    return OperatorSum(
-        tuple(
-            read_term(block, structure, with_prefix(own, f"{index}."))
-            for index, structure in enumerate(structures)
-        )
-    )
-
-
-def read_term(block: Block, structure: str, part: Mapping[str, Tensor]) -> BlockOperator:
-    """One operator of a known class from its tensors."""
-    if structure == KroneckerOperator.__name__:
-        return KroneckerOperator(part["left"], part["right"])
-    if structure == DiagonalOperator.__name__:
-        return DiagonalOperator(part["diagonal"])
-    if structure == DenseOperator.__name__:
-        return DenseOperator(part["matrix"], block.shape[0])
-    raise CheckpointError(
-        f"Block {block.name!r} has the structure {structure!r}, unknown to this version of "
-        "posthoc-bhpeft. Update the package."
-    )
-
-
-def check_structure(block: Block, operator: BlockOperator) -> None:
-    """Raise if an operator is of a class that `read_term` could not read back."""
-    terms = operator.terms if isinstance(operator, OperatorSum) else (operator,)
-    for term in terms:
-        if not isinstance(term, STRUCTURES):
-            known = ", ".join(structure.__name__ for structure in STRUCTURES)
-            raise CheckpointError(
-                f"The curvature of block {block.name!r} is a {type(term).__name__}, which has no "
-                f"file format. Supported: {known}, and sums of them."
-            )
+    return restored(block.name, str(structure), own, block.shape[0])
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ from posthoc_bhpeft.linalg.operators import (
 )
 from posthoc_bhpeft.linalg.products import pulled_to_left, pulled_to_right, quadratic_form
 from posthoc_bhpeft.linalg.solve import Solution, conjugate_gradients
+from posthoc_bhpeft.linalg.stored import check_structure, restored, structure_of
 from posthoc_bhpeft.linalg.sums import OperatorSum, grow_rows
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "MergedTerms",
     "OperatorSum",
     "Solution",
+    "check_structure",
     "conjugate_gradients",
     "dropped_energy",
     "grow_rows",
@@ -56,6 +58,8 @@ __all__ = [
     "pulled_to_left",
     "pulled_to_right",
     "quadratic_form",
+    "restored",
     "shared_eigenbasis",
+    "structure_of",
     "symmetric_eigh",
 ]

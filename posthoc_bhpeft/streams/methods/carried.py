@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
 import torch
 from torch import Tensor
@@ -28,6 +29,17 @@ from posthoc_bhpeft.streams.learner import Learner
 from posthoc_bhpeft.streams.rounds import Round
 
 
+class Parametrization(str, Enum):
+    """What the penalty of a LoRA layer is about.
+
+    `APART` penalises A and B each by its own curvature. `PRODUCT` penalises `B A` by the curvature
+    of the product, and does not see how it is split between the two.
+    """
+
+    APART = "apart"
+    PRODUCT = "product"
+
+
 @dataclass(frozen=True)
 class CarriedPosterior:
     """The last posterior is the prior of the next round.
@@ -40,6 +52,7 @@ class CarriedPosterior:
         max_terms: Kronecker terms kept in each block.
         curvature: Estimator of each round's GGN.
         width: Chooses the floor of the posterior that predictions are made with.
+        parametrization: What is penalised of a LoRA layer.
     """
 
     weight: float = 1000.0
@@ -47,7 +60,8 @@ class CarriedPosterior:
     forget: float = 0.0
     max_terms: int = 2
     curvature: Curvature = field(default_factory=KroneckerGGN)
-    width: PriorRule = field(default_factory=MatchedPrecision)
+    width: PriorRule = field(default_factory=lambda: MatchedPrecision(max_rows=256))
+    parametrization: Parametrization = Parametrization.APART
 
     shares_first_round = True
 
@@ -55,6 +69,18 @@ class CarriedPosterior:
         for name in ("weight", "floor"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be above 0.")
+        known = [one.value for one in Parametrization]
+        if self.parametrization not in known:
+            raise ConfigError(
+                f"parametrization is {self.parametrization!r}; supported are {known}."
+            )
+        # A file has its value only.
+        object.__setattr__(self, "parametrization", Parametrization(self.parametrization))
+
+    @property
+    def products(self) -> bool:
+        """Whether LoRA layers are held by their products."""
+        return self.parametrization is Parametrization.PRODUCT
 
     def start(self, learner: Learner) -> CarriedRun:
         """No prior yet: the first round is trained the ordinary way."""
@@ -85,18 +111,21 @@ class CarriedRun:
             seed=learner.seed_of(index),
             validation=round_.validation,
         )
-        self.remember(round_, index)
+        self.remember(round_, index, prior)
 
     def carried(self) -> GaussianPrior | None:
         """The prior of the next round, grown to the model's present head; `None` at first."""
         if self.bayes is None:
             return None
-        prior = self.bayes.as_prior(forget=self.method.forget, max_terms=self.method.max_terms)
-        return prior.with_floor(self.method.floor).grown(self.learner.model)
+        method = self.method
+        prior = self.bayes.as_prior(
+            forget=method.forget, max_terms=method.max_terms, products=method.products
+        )
+        return prior.with_floor(method.floor).grown(self.learner.model)
 
-    def remember(self, round_: Round, index: int) -> None:
-        """Fit the round's posterior at the present weights."""
-        learner, method, prior = self.learner, self.method, self.carried()
+    def remember(self, round_: Round, index: int, prior: GaussianPrior | None) -> None:
+        """Fit the round's posterior at the present weights, chained to the last one."""
+        learner, method = self.learner, self.method
         with learner.facing(round_.name):
             self.bayes = bayesianize(
                 learner.model,
@@ -104,6 +133,7 @@ class CarriedRun:
                 curvature=method.curvature,
                 prior=method.width if prior is None else Chained(prior, method.width),
                 predictive=Linearized(max_passes=1),
+                products=method.products,
                 generator=torch.Generator().manual_seed(learner.seed_of(index)),
                 progress=False,
             )
@@ -127,5 +157,5 @@ class CarriedRun:
         prior = self.carried()
         if prior is None:
             return 0
-        tensors = [t for operator in prior.carried.values() for t in operator.tensors().values()]
+        tensors = [t for operator in prior.held.values() for t in operator.tensors().values()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
