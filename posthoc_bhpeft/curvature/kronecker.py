@@ -54,12 +54,16 @@ class KroneckerAccumulator:
         self.right: Tensor | None = None
 
     def add(self, observation: Observation) -> None:
+        rows, columns = observation.rows, observation.columns
+        if fewer_positions(rows.shape[1], *self.shape):
+            # With g_t in rows and x_t in columns, G G^T = sum_ts g_t (x_t . x_s) g_s^T.
+            self.left = add_products(self.left, rows, columns @ columns.mT @ rows)
+            self.right = add_products(self.right, columns, rows @ rows.mT @ columns)
+            return
         gradient = observation.gradient()  # (N, p, q)
-        p, q = self.shape
-        rows = gradient.transpose(0, 1).reshape(p, -1)
-        columns = gradient.reshape(-1, q)
-        self.left = add_outer(self.left, rows.T)
-        self.right = add_outer(self.right, columns)
+        across = gradient.transpose(0, 1).reshape(self.shape[0], -1).T
+        self.left = add_products(self.left, across, across)
+        self.right = add_products(self.right, gradient, gradient)
 
     def finish(self) -> KroneckerOperator:
         left, right = required(self.left), required(self.right)
@@ -68,9 +72,19 @@ class KroneckerAccumulator:
         return KroneckerOperator(left / root_trace, right / root_trace)
 
 
-def add_outer(total: Tensor | None, vectors: Tensor) -> Tensor:
-    """`total + sum_n v_n v_n^T` for vectors `(N, d)`; a total is added to in place."""
-    return vectors.T @ vectors if total is None else total.addmm_(vectors.T, vectors)
+def fewer_positions(n_positions: int, p: int, q: int) -> bool:
+    """Whether factors take fewer multiplications by way of positions than of `G (p, q)`.
+
+    So it is for matrices larger than texts are long on both sides, such as products of LoRA layers.
+    """
+    by_position = 2 * n_positions**2 * (p + q) + n_positions * (p * p + q * q)
+    return by_position < n_positions * p * q + p * q * (p + q)
+
+
+def add_products(total: Tensor | None, one: Tensor, other: Tensor) -> Tensor:
+    """`total + sum_n u_n v_n^T` for vectors `(..., d)`; a total is added to in place."""
+    u, v = one.reshape(-1, one.shape[-1]), other.reshape(-1, other.shape[-1])
+    return u.T @ v if total is None else total.addmm_(u.T, v)
 
 
 def required(total: Tensor | None) -> Tensor:

@@ -211,6 +211,26 @@ def test_kronecker_of_vanishing_gradients_is_zero_and_finite():
     assert bool((accumulator.finish().dense() == 0).all())
 
 
+@pytest.mark.parametrize(("n_positions", "by_position"), [(1, True), (5, True), (60, False)])
+def test_factors_by_positions_are_those_by_gradients(n_positions, by_position, monkeypatch):
+    generator, (p, q) = torch.Generator().manual_seed(0), (40, 30)
+    sides = [
+        [torch.randn(4, n_positions, d, generator=generator, dtype=torch.float64) for d in (p, q)]
+        for _ in range(2)
+    ]
+    gradients = torch.cat([rows.mT @ columns for rows, columns in sides])
+    left = torch.einsum("npq,nrq->pr", gradients, gradients)
+    right = torch.einsum("npq,npr->qr", gradients, gradients)
+    if by_position:
+        monkeypatch.setattr(Observation, "gradient", lambda _: pytest.fail("a gradient was made"))
+    accumulator = KroneckerGGN().accumulator(a_block(p, q))
+    for rows, columns in sides:
+        accumulator.add(Observation(rows, columns))
+    found = accumulator.finish()
+    assert torch.allclose(found.left * left.trace().sqrt(), left, rtol=1e-10)
+    assert torch.allclose(found.right * left.trace().sqrt(), right, rtol=1e-10)
+
+
 @pytest.mark.parametrize("structure", [KroneckerGGN(), DiagonalGGN(), DenseGGN(), KFAC()], ids=repr)
 def test_finishing_before_any_data_is_an_error(structure):
     with pytest.raises(RuntimeError, match="before any add"):
