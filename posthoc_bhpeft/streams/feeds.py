@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 from posthoc_bhpeft.data import Source, TextData, load_rows, open_source
-from posthoc_bhpeft.data.sources import declared_names, read_split, row_files
+from posthoc_bhpeft.data.sources import declared_names, row_files
 from posthoc_bhpeft.errors import ConfigError, DataError
 from posthoc_bhpeft.streams.dates import Every, era_borders, read_dates
 from posthoc_bhpeft.streams.rounds import Round
@@ -234,10 +235,7 @@ def _splits(source: Source) -> tuple[str, ...]:
 
 
 def _read(source: Source, split: str, columns: Mapping[str, Any]) -> TextData:
-    files = source.files or {}
-    if split in files and files[split].stat().st_size == 0:
-        return TextData((), labels=(), source=source.name, split=split)
-    if len(read_split(source, split)) == 0:
+    if source.files is not None and _is_empty(source.files[split]):
         return TextData((), labels=(), source=source.name, split=split)
     data = load_rows(source, split, **columns)
     if data.label_names is None:
@@ -246,6 +244,17 @@ def _read(source: Source, split: str, columns: Mapping[str, Any]) -> TextData:
             "Name the column with --label-column (label_column=)."
         )
     return data
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a file of text has no rows; readers take that for an error."""
+    name = path.name.lower()
+    if ".parquet" in name:
+        return False
+    headers = 1 if ".csv" in name or ".tsv" in name else 0
+    with gzip.open(path, "rb") if name.endswith(".gz") else path.open("rb") as file:
+        filled = (line for line in file if line.strip())
+        return next(islice(filled, headers, None), None) is None
 
 
 def _nameless_filled(parts: Mapping[str, TextData], names: tuple[str, ...]) -> dict[str, TextData]:
