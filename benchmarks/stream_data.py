@@ -31,7 +31,7 @@ ORDERS = (
     ("yelp_full", "amazon_full", "ag_news", "dbpedia14"),
 )
 # Rows of a round in BH-PEFT's protocol (Chai et al., 2025).
-GROWTH = (10, 20, 40, 80, 160, 320, 640)
+GROWTH = (10, 20, 40, 80, 160, 320)
 ERAS = 4
 ERA_TEST_SHARE = 0.25
 
@@ -48,11 +48,11 @@ class Sizes:
         test: test rows a round, at most.
     """
 
-    domains: int = 200
-    tasks: int = 240
-    time: int = 300
+    domains: int = 100
+    tasks: int = 160
+    time: int = 100
     growth: tuple[int, ...] = GROWTH
-    test: int = 250
+    test: int = 200
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ import transformers
 from first_fit import FirstFit
 from stream_data import STREAMS, Sizes, Stream
 from stream_figures import as_csv, picture
-from stream_methods import METHODS, OURS, TUNING_SEED, TUNING_STREAMS
+from stream_methods import METHODS, OURS, TUNING_ROUNDS, TUNING_SEED, TUNING_STREAMS
 from stream_page import page, tuning_table
 from stream_tables import JOINT, WARM, Result, summary_table
 
@@ -98,8 +98,9 @@ class Setup:
 
 @cache
 def stream_of(setup: Setup, name: str, seed: int) -> Stream:
-    """The rounds of a stream, read once a process."""
-    return STREAMS[name](setup.data, seed, setup.sizes)
+    """The rounds of a stream, read once a process; the first few of them for tuning."""
+    stream = STREAMS[name](setup.data, seed, setup.sizes)
+    return replace(stream, rounds=stream.rounds[:TUNING_ROUNDS]) if seed == TUNING_SEED else stream
 
 
 def settings_of(cell: Cell, setup: Setup) -> TrainingSettings:
@@ -252,10 +253,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     for field in fields(Sizes):
         many = "+" if isinstance(field.default, tuple) else None
         say(f"--{field.name}-rows", type=int, nargs=many, default=field.default)
-    say("--epochs", type=int, default=5)
-    say("--learning-rate", type=float, default=2e-3)
-    say("--batch-size", type=int, default=8)
-    say("--max-length", type=int, default=48)
+    say("--epochs", type=int, default=6)
+    say("--learning-rate", type=float, default=5e-3)
+    say("--batch-size", type=int, default=16)
+    say("--max-length", type=int, default=40)
     say("--mixed-precision", default="bf16", choices=["no", "bf16"])
     return parser.parse_args(arguments)
 

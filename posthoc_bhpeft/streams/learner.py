@@ -275,19 +275,24 @@ class Learner:
     def facing(self, round_name: str) -> Iterator[PeftModel]:
         """Lend the model with the outputs of one round only; names of weights stay as they are.
 
-        `bayesianize` and `predict` then see a classifier (N, C_round), in full precision.
+        `bayesianize` and `predict` then see a classifier (N, C_round). Its forward pass has the
+        precision of the settings; factors are summed in float32 all the same.
         """
-        columns = list(self.labels.columns(round_name))
+        model, columns = self.model, list(self.labels.columns(round_name))
 
         def keep(module: nn.Module, inputs: Any, output: Any) -> Any:
             output["logits"] = output["logits"][:, columns]
             return output
 
         everything = len(columns) == len(self.labels.names)
-        hook = None if everything else self.model.register_forward_hook(keep)
+        hook = None if everything else model.register_forward_hook(keep)
+        mixed = self._autocast(device_of(model))
+        if self.settings.mixed_precision != "no":
+            model.forward = mixed(model.forward)
         try:
-            yield self.model
+            yield model
         finally:
+            model.__dict__.pop("forward", None)
             if hook is not None:
                 hook.remove()
 
