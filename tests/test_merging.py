@@ -223,6 +223,52 @@ def tensors_of(bayes: BayesianPeft, name: str) -> list[Tensor]:
     return list(bayes.posterior.curvature[name].tensors().values())
 
 
+def test_a_prior_about_products_is_taken_as_it_is_around_its_mean(tmp_path: Path):
+    model = tuned()
+    first = bayesianize(
+        model, [tiny_batch(model)], prior=common_prior(model), products=True, progress=False
+    )
+    prior = first.as_prior(products=True)
+    parts = [trained(model, prior, seed) for seed in (1, 2)]
+    merged = merge(parts, prior=prior)
+    for block in (b for product in prior.products for b in product.factors):
+        name = block.name
+        eye = prior.precision[name] * torch.eye(block.size, dtype=torch.float64)
+        held = eye + prior.carried[name].dense()
+        total, right = held.clone(), torch.zeros(block.size, dtype=torch.float64)
+        for part in parts:
+            own = part.posterior.curvature[name].dense()
+            total += own
+            moved = part.posterior.mean[name] - prior.mean[name]
+            right += (held + own) @ moved.flatten()
+        exact = prior.mean[name].flatten() + torch.linalg.solve(total, right)
+        assert torch.allclose(merged.posterior.mean[name].flatten(), exact, rtol=1e-8)
+    with pytest.raises(ConfigError, match="Posterior 1 was fitted with another prior"):
+        merge(parts, prior=GaussianPrior.isotropic(first.blocks, 10.0))
+    assert merged.posterior.products == first.posterior.products != ()
+    assert merged.posterior.squared_movement() == pytest.approx(
+        2 * prior.penalty(merged.model).item()
+    )
+    merged.save_pretrained(tmp_path)
+    after = BayesianPeft.from_pretrained(tmp_path)
+    assert_same(numbers(merged), numbers(after))
+    nexts = [bayes.as_prior(products=True).penalty(model) for bayes in (merged, after)]
+    assert torch.equal(*nexts)
+
+
+def test_products_that_one_part_has_not_are_dropped():
+    model = tuned()
+    prior = common_prior(model, 30.0)
+    batch = [tiny_batch(model)]
+    parts = [
+        bayesianize(model, batch, prior=prior, products=wanted, progress=False)
+        for wanted in (True, False)
+    ]
+    assert parts[0].posterior.products
+    assert merge(parts, prior=prior).posterior.products == ()
+    assert len(merge([parts[0]] * 2, prior=prior).posterior.products) == 4
+
+
 # ---------------------------------------------------------------- what is refused
 
 

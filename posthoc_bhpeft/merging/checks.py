@@ -69,9 +69,11 @@ def check_prior(posterior: Posterior, prior: GaussianPrior, index: int) -> None:
         ConfigError: Naming the first block where they differ.
     """
     generator = torch.Generator().manual_seed(0)
+    # What a prior about products says of their factors depends on where it is looked at from.
+    both = [one.linearized_at(one.mean) for one in (posterior.prior, prior)]
     for block in posterior.blocks:
         like = double_like(posterior.mean[block.name])
-        own, common = (in_double(p, block, like) for p in (posterior.prior, prior))
+        own, common = (in_double(p, block, like) for p in both)
         probe = torch.randn(block.shape, generator=generator, dtype=torch.float64).to(like)
         for what, one, other in (
             ("precision", own.matvec(block, probe), common.matvec(block, probe)),

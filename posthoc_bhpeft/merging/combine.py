@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from posthoc_bhpeft.api import BayesianPeft
-from posthoc_bhpeft.blocks import DEFAULT_RECOGNIZERS, Recognizer, discover
+from posthoc_bhpeft.blocks import DEFAULT_RECOGNIZERS, Product, Recognizer, discover
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.linalg import BlockOperator, OperatorSum, Solution, merge_terms
 from posthoc_bhpeft.merging.checks import check_alike, check_common_start, check_prior
@@ -54,7 +54,8 @@ def merge(
 
     The mean is solved for exactly, with every Kronecker term as it is (`merging.product` derives
     it); only then are terms merged. The penalty is no detail: without it, what each part moved in
-    directions that its data do not see is added up over the parts.
+    directions that its data do not see is added up over the parts. A prior that holds LoRA layers
+    by their product is taken as it is around its mean.
 
     Args:
         bayes: Two or more, over the same blocks, trained from the same weights.
@@ -81,23 +82,26 @@ def merge(
         check_prior(one.posterior, prior, index)
     posteriors = [one.posterior for one in bayes]
     check_common_start(posteriors, prior)
-    systems = [System.of(block, posteriors, prior) for block in first.blocks]
+    around = prior.linearized_at(prior.mean)
+    systems = [System.of(block, posteriors, around) for block in first.blocks]
     solutions = {system.block.name: system.solve() for system in systems}
     model = copy.deepcopy(first.model)
     place(model, systems, solutions)
     mean = read_weights(model, first.blocks)
-    curvature, errors = summed_curvature(posteriors, max_terms)
-    prior = replace(prior, blocks=first.blocks)
+    products = shared_products(posteriors)
+    curvature, errors = summed_curvature(posteriors, products, max_terms)
+    prior = replace(prior, blocks=first.blocks).linearized_at(mean)
     merged = Posterior(
         first.blocks,
         mean,
         prior,
         curvature,
-        {name: decompose(prior, name, operator) for name, operator in curvature.items()},
+        {block.name: decompose(prior, block.name, curvature[block.name]) for block in first.blocks},
         sum(p.log_likelihood for p in posteriors)
         + sum(system.log_likelihood_change(mean[system.block.name]) for system in systems),
         sum(p.n_rows for p in posteriors),
         first.posterior.n_outputs,
+        products,
     )
     return replace(
         first, model=model, posterior=merged, reason=describe(posteriors, solutions, errors)
@@ -118,14 +122,23 @@ def place(model: nn.Module, systems: Sequence[System], solutions: Mapping[str, S
             parameters[name].copy_(tensor)
 
 
+def shared_products(posteriors: Sequence[Posterior]) -> tuple[Product, ...]:
+    """LoRA layers of whose product every part has a curvature."""
+    names = [{product.name for product in posterior.products} for posterior in posteriors]
+    common = set.intersection(*names)
+    return tuple(product for product in posteriors[0].products if product.name in common)
+
+
 def summed_curvature(
-    posteriors: Sequence[Posterior], max_terms: int
+    posteriors: Sequence[Posterior], products: Sequence[Product], max_terms: int
 ) -> tuple[dict[str, BlockOperator], dict[str, float]]:
-    """`sum_k H_k` of every block in at most so many terms, and the errors of merging them."""
+    """`sum_k H_k` of every block and product in at most so many terms, and the errors of that."""
+    mean = posteriors[0].mean
+    like = {**mean, **{product.name: mean[product.up.name] for product in products}}
     curvature: dict[str, BlockOperator] = {}
     errors = {}
-    for name, mean in posteriors[0].mean.items():
-        terms = OperatorSum(tuple(converted(p.curvature[name], mean) for p in posteriors))
+    for name, tensor in like.items():
+        terms = OperatorSum(tuple(converted(p.curvature[name], tensor) for p in posteriors))
         merged = merge_terms(terms, max_terms)
         curvature[name] = merged.operator
         if merged.errors:
