@@ -16,6 +16,7 @@ from posthoc_bhpeft.curvature import (
 from posthoc_bhpeft.errors import BhpeftError
 from posthoc_bhpeft.hybrid import AdapterPlacement, HybridConfig, HybridModel
 from posthoc_bhpeft.likelihood import Bernoulli, Categorical, Gaussian
+from posthoc_bhpeft.merging import common_prior, merge
 from posthoc_bhpeft.posterior import Posterior
 from posthoc_bhpeft.predictive import (
     MAP,
@@ -29,6 +30,7 @@ from posthoc_bhpeft.predictive import (
 )
 from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.selection import (
+    Chained,
     FixedPrecision,
     Grouping,
     HeldOut,
@@ -48,6 +50,7 @@ __all__ = [
     "BhpeftError",
     "Block",
     "Categorical",
+    "Chained",
     "Contrasts",
     "DenseGGN",
     "DiagonalGGN",
@@ -77,6 +80,8 @@ __all__ = [
     "Sampled",
     "VisiblePrecision",
     "bayesianize",
+    "common_prior",
     "discover",
+    "merge",
     "observing",
 ]
