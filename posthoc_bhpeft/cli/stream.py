@@ -226,7 +226,11 @@ def stream(
         report = learning.report
         if known.issuperset(one.name for one in found):
             show_round(out, report, report.rounds[-1].name, len(found))
-        out.say(f"next: bhpeft predict {output / report.rounds[-1].folder} --data NEW --output OUT")
+        if heads is HeadsChoice.shared:
+            place = output / report.rounds[-1].folder
+            out.say(f"next: bhpeft predict {place} --data NEW --output OUT")
+        else:
+            out.say(f"next, in Python: Stream.open({str(output)!r}).predict(data, round_name)")
         out.finish(
             command="stream",
             output=output,

@@ -56,10 +56,13 @@ def load_rows(
     if len(rows) == 0:
         raise DataError(f"The split {split!r} of {place.name} has no rows.")
     kinds = {name: _kind(feature) for name, feature in rows.features.items()}
-    columns = find_columns(kinds, text=text_column, pair=text_pair_column, label=label_column)
+    where = f"{place.name} ({split})"
+    try:
+        columns = find_columns(kinds, text=text_column, pair=text_pair_column, label=label_column)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
     if ignore_labels:
         columns = Columns(columns.text, columns.pair, None)
-    where = f"{place.name} ({split})"
     kept, labels = _labels(
         rows,
         columns.label,

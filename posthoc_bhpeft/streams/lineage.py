@@ -218,6 +218,12 @@ def read_lineage(folder: Path) -> tuple[Lineage, ...]:
     places = [path for path in folder.glob("round-*") if path.is_dir()]
     found = sorted((Lineage.read(place) for place in places), key=lambda one: one.index)
     for index, one in enumerate(found, 1):
+        if one.index < index:
+            raise CheckpointError(
+                f"{str(folder)!r} holds two rounds of number {one.index}, {found[index - 2].folder} "
+                f"and {one.folder}: two processes learnt at the same time. Delete one of them and "
+                "all later ones."
+            )
         if one.index != index:
             raise CheckpointError(
                 f"{str(folder)!r} holds round {one.index} ({one.folder}) but not round {index}. "

@@ -12,6 +12,7 @@ from posthoc_bhpeft.audit import (
     metrics,
     reliability_diagram,
     risk_coverage_plot,
+    stream_plot,
     uncertainty_plot,
 )
 from posthoc_bhpeft.errors import ConfigError, DataError
@@ -75,3 +76,31 @@ def test_missing_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> 
 def test_no_model_is_said() -> None:
     with pytest.raises(DataError, match="no model"):
         reliability_diagram({}, Y)
+
+
+SCORES = {"2023": (0.5, 0.75, 0.625), "2024": (None, 0.25, 1.0), "2025": (None, None, None)}
+
+
+def test_stream_plot_has_a_line_a_round_and_their_mean() -> None:
+    figure = stream_plot(list(SCORES), SCORES)
+    *rounds, mean = figure.axes[0].lines
+    for line, (name, values) in zip(rounds, SCORES.items(), strict=True):
+        drawn = [None if np.isnan(y) else y / 100 for y in np.asarray(line.get_ydata())]
+        assert drawn == list(values)
+        assert str(line.get_label()).endswith(name)
+    np.testing.assert_allclose(mean.get_ydata(), [50.0, 50.0, 81.25])
+    assert len({line.get_color() for line in rounds}) == 3
+
+
+def test_stream_plot_of_rounds_that_were_not_all_scored() -> None:
+    figure = stream_plot(["a", "b"], {"b": (None, 0.5)})
+    np.testing.assert_allclose(figure.axes[0].lines[-1].get_ydata(), [np.nan, 50.0])
+    assert "2  b" in str(figure.axes[0].lines[0].get_label())
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"), [({}, "nothing to draw"), ({"a": (0.5,)}, "1 values for 2 rounds")]
+)
+def test_stream_plot_refuses(scores: dict[str, tuple[float, ...]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        stream_plot(["a", "b"], scores)

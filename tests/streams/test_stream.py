@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -494,6 +495,13 @@ def test_a_round_missing_in_between(learnt):
     (learnt / "round-001-first").rename(learnt / "elsewhere")
     with pytest.raises(CheckpointError, match=r"round 2 \(round-002-empty\) but not round 1"):
         again(learnt).run(ROUNDS)
+
+
+def test_two_rounds_of_one_number(learnt):
+    copied = shutil.copytree(learnt / "round-002-empty", learnt / "round-002-other")
+    with pytest.raises(CheckpointError, match="two rounds of number 2"):
+        again(learnt).run(ROUNDS)
+    assert copied.exists()
 
 
 def test_old_rounds_need_their_lineage_alone(learnt):
