@@ -53,20 +53,20 @@ class Contender:
 
 METHODS: dict[str, Contender] = {
     "warm start": Contender(lambda _: WarmStart()),
-    "L2": Contender(L2Anchor, (1.0, 10.0, 100.0), 10.0),
-    "EWC, empirical Fisher": Contender(EWC, (100.0, 1e3, 1e4), 1e3),
+    "L2": Contender(L2Anchor, (1.0, 10.0, 100.0), 100.0),
+    "EWC, empirical Fisher": Contender(EWC, (100.0, 1e3, 1e4), 1e4),
     "EWC, GGN": Contender(
-        lambda weight: EWC(weight, curvature=DiagonalGGN()), (100.0, 1e3, 1e4), 1e3
+        lambda weight: EWC(weight, curvature=DiagonalGGN()), (100.0, 1e3, 1e4), 1e4
     ),
     "EWC, online": Contender(
-        lambda weight: EWC(weight, online=True), (100.0, 1e3, 1e4), 1e3
+        lambda weight: EWC(weight, online=True), (100.0, 1e3, 1e4), 1e4
     ),
     "LwF": Contender(LwF, (1.0, 3.0, 10.0), 3.0),
-    "O-LoRA": Contender(OrthogonalLoRA, (0.5, 5.0, 50.0), 5.0, peft="lora"),
+    "O-LoRA": Contender(OrthogonalLoRA, (0.5, 5.0, 50.0), 50.0, peft="lora"),
     # What O-LoRA starts from: the same parts, nothing that guards them.
     "warm start, LoRA alone": Contender(lambda _: WarmStart(), peft="lora"),
     "progressive": Contender(lambda _: Progressive()),
-    OURS: Contender(CarriedPosterior, (100.0, 300.0, 1e3), 300.0),
+    OURS: Contender(CarriedPosterior, (30.0, 100.0, 300.0), 100.0),
     "replay, 2 %": Contender(lambda _: Replay(0.02)),
     "replay, 20 %": Contender(lambda _: Replay(0.2)),
     "joint": Contender(lambda _: Joint()),

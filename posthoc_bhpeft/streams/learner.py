@@ -288,7 +288,7 @@ class Learner:
         hook = None if everything else model.register_forward_hook(keep)
         mixed = self._autocast(device_of(model))
         if self.settings.mixed_precision != "no":
-            model.forward = mixed(model.forward)
+            model.forward = mixed(model.forward)  # type: ignore[method-assign]
         try:
             yield model
         finally:

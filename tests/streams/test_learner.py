@@ -357,6 +357,24 @@ def test_rows_are_tokenised_once():
     assert len(calls) == 3
 
 
+def test_facing_has_the_precision_of_the_settings_and_factors_float32():
+    taught = met(ONE)
+    fitted = {}
+    for precision in ("no", "bf16"):
+        taught.settings = replace(taught.settings, mixed_precision=precision)
+        with taught.facing("one") as faced:
+            bayes = bayesianize(faced, taught.loader("one", ONE.train), progress=False)
+        assert "forward" not in vars(taught.model)
+        fitted[precision] = bayes.posterior.curvature
+    differences = []
+    for name, exact in fitted["no"].items():
+        found = fitted["bf16"][name]
+        assert {tensor.dtype for tensor in found.tensors().values()} == {torch.float32}
+        if exact.trace():  # LoRA A has no gradient while B is zero
+            differences.append(float(abs(found.trace() / exact.trace() - 1)))
+    assert 0 < max(differences) < 0.1
+
+
 @pytest.mark.parametrize("by_length", [False, True])
 def test_the_loader_counts_labels_within_the_round(by_length):
     taught = met(ONE, OTHER, heads=Heads.PER_ROUND)

@@ -12,7 +12,7 @@ nearly flat, so it says too little of what leaving would cost.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import torch
@@ -22,6 +22,8 @@ from posthoc_bhpeft.api import BayesianPeft, bayesianize
 from posthoc_bhpeft.curvature import Curvature, KroneckerGGN
 from posthoc_bhpeft.data import LengthOrder, TextData
 from posthoc_bhpeft.errors import ConfigError
+from posthoc_bhpeft.merging.consolidate import consolidated
+from posthoc_bhpeft.posterior import as_parameters, read_weights
 from posthoc_bhpeft.predictive import Linearized
 from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.selection import Chained, MatchedPrecision, PriorRule
@@ -51,6 +53,8 @@ class CarriedPosterior:
         forget: Share of the carried precision to let go a round.
         max_terms: Kronecker terms kept in each block.
         curvature: Estimator of each round's GGN.
+        consolidate: After training, move the weights to the minimum of the two quadratics, see
+            `merging.consolidate`: what the new data do not need goes back.
         width: Chooses the floor of the posterior that predictions are made with.
         parametrization: What is penalised of a LoRA layer.
     """
@@ -59,6 +63,7 @@ class CarriedPosterior:
     floor: float = 1e-3
     forget: float = 0.0
     max_terms: int = 2
+    consolidate: bool = True
     curvature: Curvature = field(default_factory=KroneckerGGN)
     width: PriorRule = field(default_factory=lambda: MatchedPrecision(max_rows=256))
     parametrization: Parametrization = Parametrization.APART
@@ -137,6 +142,18 @@ class CarriedRun:
                 generator=torch.Generator().manual_seed(learner.seed_of(index)),
                 progress=False,
             )
+        if prior is not None and method.consolidate:
+            self.consolidate()
+
+    def consolidate(self) -> None:
+        """Move posterior and model to the minimum of the two quadratics."""
+        model, bayes = self.learner.model, self.bayes
+        assert bayes is not None
+        posterior = consolidated(bayes.posterior, floor=self.method.floor)
+        self.learner.restore(as_parameters(model, posterior.blocks, posterior.mean))
+        # Read back, so that the mean is what the model has to the last bit.
+        mean = read_weights(model, posterior.blocks)
+        self.bayes = replace(bayes, posterior=replace(posterior, mean=mean))
 
     def probabilities(self, round_name: str, data: TextData) -> Tensor:
         """The Bayesian predictive, over the outputs of the row's round."""
