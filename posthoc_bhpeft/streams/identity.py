@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -139,4 +140,5 @@ def _changes(then: Any, now: Any, name: str = "") -> Iterator[str]:
 
 
 def _named(value: Any) -> str:
+    value = value.value if isinstance(value, Enum) else value
     return str(value["type"]) if isinstance(value, dict) and "type" in value else repr(value)

@@ -220,9 +220,9 @@ def read_lineage(folder: Path) -> tuple[Lineage, ...]:
     for index, one in enumerate(found, 1):
         if one.index < index:
             raise CheckpointError(
-                f"{str(folder)!r} holds two rounds of number {one.index}, {found[index - 2].folder} "
-                f"and {one.folder}: two processes learnt at the same time. Delete one of them and "
-                "all later ones."
+                f"{str(folder)!r} holds two rounds of number {one.index}, "
+                f"{found[index - 2].folder} and {one.folder}: two processes learnt at the same "
+                "time. Delete one of them and all later ones."
             )
         if one.index != index:
             raise CheckpointError(

@@ -17,12 +17,13 @@ from transformers import Trainer
 from posthoc_bhpeft import BayesianPeft
 from posthoc_bhpeft.data import TextData
 from posthoc_bhpeft.errors import CheckpointError, ConfigError, DataError
+from posthoc_bhpeft.saving import posterior_tensors
 from posthoc_bhpeft.streams import Heads, Round, Stream, StreamReport, stream, writing
 from posthoc_bhpeft.streams.identity import STREAM_FILE
 from posthoc_bhpeft.streams.lineage import LINEAGE_FILE
 from posthoc_bhpeft.streams.methods import WarmStart, carried
-from posthoc_bhpeft.streams.methods.carried import CarriedPosterior
-from tests.streams.tiny import QUICK, base, round_of, texts
+from posthoc_bhpeft.streams.methods.carried import CarriedPosterior, Parametrization
+from tests.streams.tiny import QUICK, base, learner, round_of, texts
 
 BOTH = pytest.mark.parametrize("heads", list(Heads))
 BAD_GOOD, GOOD_FAIR = ("bad", "good"), ("good", "fair")
@@ -227,6 +228,27 @@ def test_nothing_is_trained_again(whole, monkeypatch):
     monkeypatch.setattr(Trainer, "training_step", at_call(1, Trainer.training_step))
     report = again(whole).run(ROUNDS)
     assert [one.name for one in report.rounds] == ["first", "second", "third"]
+
+
+@BOTH
+@pytest.mark.parametrize("parametrization", list(Parametrization), ids=lambda p: p.value)
+def test_the_folder_holds_all_that_is_carried(heads, parametrization, tmp_path):
+    """The same method in memory gives the same numbers."""
+    method = CarriedPosterior(parametrization=parametrization)
+    learning = Stream(tmp_path, base(), QUICK, method, heads, device="cpu", progress=False)
+    learning.run(ROUNDS)
+    run = method.start(learner(heads))
+    for index, round_ in enumerate(ROUNDS):
+        run.learn(round_, index)
+    mine, theirs = (
+        posterior_tensors(learning.bayes.posterior),
+        posterior_tensors(run.bayes.posterior),
+    )
+    assert list(mine) == list(theirs)
+    assert not [name for name in mine if not torch.equal(mine[name], theirs[name])]
+    for round_ in ROUNDS:
+        expected = run.probabilities(round_.name, round_.test).float()
+        assert torch.equal(learning.predict(round_.test, round_.name).probabilities, expected)
 
 
 # ------------------------------------------------------------------ what is written
