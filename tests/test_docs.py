@@ -10,7 +10,9 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from transformers import AutoModel
 
+from posthoc_bhpeft.demo import satisfaction
 from tests.contracts import check_block
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,6 +66,34 @@ def test_the_example_of_the_readme(
     exec(compile("\n" * line + block.replace("roberta-base", base), str(page), "exec"), scope)
     assert "Laplace posterior over" in capsys.readouterr().out
     assert scope["bayes"].posterior.n_rows == len(rows.TEXTS)
+
+
+@pytest.mark.slow
+def test_streams(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page with a tiny model in the place of MiniLM, fewer messages and one epoch."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    base = importlib.import_module("tiny").tiny_base(tmp_path / "base", satisfaction().texts)
+    AutoModel.from_pretrained(base).save_pretrained(base)  # like MiniLM's: without a head
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "streams.md"
+    shorter = {
+        '"minilm"': repr(base),
+        "epochs=6": "epochs=1",
+        "satisfaction(),": "satisfaction().draw(150, 0),",
+    }
+    scope: dict[str, Any] = {}
+    for line, block in python_blocks(page):
+        for long, short in shorter.items():
+            block = block.replace(long, short)
+        exec(compile("\n" * line + block, str(page), "exec"), scope)
+    said = capsys.readouterr().out
+    assert "Prior carried over from an earlier posterior, curvature in 22 of 22 blocks" in said
+    assert "round-005-" in said
+    assert "Merged from 2 posteriors" in said
+    assert len(scope["report"].rounds) == len(scope["rounds"]) == 5
+    assert set(scope["bayes"].posterior.prior.carried) == {b.name for b in scope["bayes"].blocks}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

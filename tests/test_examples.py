@@ -11,6 +11,7 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SAID = {
     "quickstart.py": "Saved and loaded: probabilities differ by 0",
+    "stream.py": "Opened again: the same scores: True",
     "with_trainer.py": "Bayesian",
     "third_party_lora.py": "blocks: lora, head",
 }
