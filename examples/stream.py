@@ -56,7 +56,7 @@ def main() -> None:
         work = Path(folder)
         base = base_from_command_line(__doc__, work)
         settings = TrainingSettings(
-            epochs=10, learning_rate=2e-3, batch_size=8, max_length=32, weight_decay=0.0
+            epochs=12, learning_rate=5e-3, batch_size=4, max_length=32, weight_decay=0.0
         )
         rounds = []
         for season, name in enumerate(("spring", "summer")):
