@@ -232,7 +232,7 @@ def mean_of(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Markdown: one block a set, mean and range over seeds."""
-    lines = ["| set | method | accuracy | NLL | ECE |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| set (seeds) | method | accuracy | NLL | ECE |", "| --- | --- | --- | --- | --- |"]
     for name in dict.fromkeys(r["cell"].rpartition("-")[0] for r in results):
         mine = [r for r in results if r["cell"].rpartition("-")[0] == name]
         shared = [m for m in mine[0]["methods"] if all(m in r["methods"] for r in mine)]
@@ -242,7 +242,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
                 values = [r["methods"][method][column] for r in mine]
                 mean = statistics.mean(values)
                 cells.append(f"{mean:.3f} ({min(values):.3f} to {max(values):.3f})")
-            lines.append(f"| {name} | {method} | " + " | ".join(cells) + " |")
+            lines.append(f"| {name} ({len(mine)}) | {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -262,8 +262,8 @@ def report(results: Sequence[dict[str, Any]], options: argparse.Namespace) -> st
 Hybrid MiniLM (LoRA, adapter, prefix) tuned on {options.start_rows} rows, the common start; then
 {options.parts} copies on {options.rows} further rows each, {options.epochs} epochs, under one
 prior of precision {options.precision:g} around the start; {results[0]["test_rows"]} held-out rows,
-texts cut at {MAX_LENGTH} tokens. Mean (lowest to highest) over {len(options.seeds)} seeds. At the
-posterior's mean, but for the lines that say Laplace. *joint* has all rows at once, the same start
+texts cut at {MAX_LENGTH} tokens. Mean (lowest to highest) over seeds. At the posterior's mean, but
+for the lines that say Laplace. *joint* has all rows at once, the same start
 and the same prior. torch {torch.__version__}, transformers {transformers.__version__},
 {platform.machine()} CPU.
 
@@ -272,7 +272,8 @@ and the same prior. torch {torch.__version__}, transformers {transformers.__vers
 Merged less joint, in points of accuracy: {statistics.mean(joint):+.1f} on average
 ({", ".join(f"{gap:+.1f}" for gap in joint)}; target: -2 or better). Merged less the average of
 the same parts: {statistics.mean(averaged):+.1f} ({", ".join(f"{gap:+.1f}" for gap in averaged)};
-target: above 0). Merging itself takes up to {seconds:.1f} s on one core.
+target: above 0). Cells in the order {", ".join(r["cell"] for r in results)}; the standard error of
+one accuracy is 2 to 3 points at 300 rows. Merging itself takes up to {seconds:.1f} s on one core.
 """
 
 
@@ -280,8 +281,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with one folder a set")
-    parser.add_argument("--sets", nargs="+", default=["sst2", "ag_news"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    cells = ["sst2-0", "sst2-1", "ag_news-0", "ag_news-1"]
+    parser.add_argument("--cells", nargs="+", default=cells, help="SET-SEED")
     parser.add_argument("--parts", type=int, default=2)
     parser.add_argument("--start-rows", type=int, default=100)
     parser.add_argument("--rows", type=int, default=200, help="training rows of each part")
@@ -297,13 +298,13 @@ def main() -> None:
     """Run every cell and write the page."""
     options = parse()
     results = []
-    for name in options.sets:
-        for seed in options.seeds:
-            kept = options.output / f"{name}-{seed}" / f"scores-{options.precision:g}.json"
-            if not kept.is_file():
-                write_json(kept, run(Cell(name, seed), options))
-            results.append(read_json(kept))
-            print(table(results[-1:]), flush=True)
+    for label in options.cells:
+        name, _, seed = label.rpartition("-")
+        kept = options.output / label / f"scores-{options.precision:g}.json"
+        if not kept.is_file():
+            write_json(kept, run(Cell(name, int(seed)), options))
+        results.append(read_json(kept))
+        print(table(results[-1:]), flush=True)
     write_text(RESULTS, report(results, options))
 
 
