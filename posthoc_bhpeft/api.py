@@ -263,8 +263,9 @@ class BayesianPeft:
 
         ```python
         prior = bayes.as_prior()
-        loss = nll + prior.penalty(model) / n_data              # train on, on the new data alone
-        bayes = bayesianize(model, new_loader, prior=prior)     # the chained posterior
+        guard = prior.for_training()
+        loss = nll + guard.penalty(model) / n_data          # train on, on the new data alone
+        bayes = bayesianize(model, new_loader, prior=Chained(prior))
         ```
 
         Args:

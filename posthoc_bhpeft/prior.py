@@ -29,6 +29,9 @@ from posthoc_bhpeft.linalg import (
     quadratic_form,
 )
 
+TRAINING_WEIGHT, TRAINING_FLOOR = 300.0, 0.3
+"""Of the penalty in training; the weight is the best of `benchmarks/streams.py --tune`."""
+
 
 @dataclass(frozen=True)
 class GaussianPrior:
@@ -177,6 +180,29 @@ class GaussianPrior:
             precision={name: weight * value for name, value in self.precision.items()},
             carried={name: operator.scale(weight) for name, operator in self.carried.items()},
         )
+
+    def for_training(
+        self, weight: float = TRAINING_WEIGHT, floor: float = TRAINING_FLOOR
+    ) -> GaussianPrior:
+        """The prior to train against; the chained posterior still takes the prior itself.
+
+        ```python
+        prior = bayes.as_prior()
+        guard = prior.for_training()
+        loss = nll + guard.penalty(model) / n_data
+        bayes = bayesianize(model, new_loader, prior=Chained(prior))
+        ```
+
+        Two things differ from Bayes' rule. Curvature is taken where the model has fitted its labels
+        and its softmax is flat, so it says too little of what leaving would cost: `weight` makes up
+        for it. And the floor of a fitted posterior was chosen so that predictions are calibrated;
+        as a belief about where the weights will go it would stop them from learning.
+
+        Args:
+            weight: Of the carried curvature.
+            floor: Isotropic precision, after weighing.
+        """
+        return self.tempered(weight).with_floor(floor)
 
     def linearized_at(self, weights: Mapping[str, Tensor]) -> GaussianPrior:
         r"""The same prior, with `K` of the products' factors as it is around other weights.

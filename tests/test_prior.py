@@ -182,6 +182,17 @@ def test_a_weight_must_be_positive(weight):
         GaussianPrior({"w": 1.0}).tempered(weight)
 
 
+def test_for_training_weighs_the_curvature_and_sets_the_floor():
+    model = mlp(3, 4, 2)
+    prior = prior_of(discover(model), "KK")
+    guard = prior.for_training(weight=7.0, floor=0.2)
+    for block in prior.blocks:
+        identity = torch.eye(block.size, dtype=torch.float64)
+        exact = 7.0 * prior.carried[block.name].dense() + 0.2 * identity
+        torch.testing.assert_close(dense(guard, block), exact)
+        assert guard.mean[block.name] is prior.mean[block.name]
+
+
 def test_another_floor_leaves_the_rest():
     prior = prior_of(discover(mlp(3, 4, 2)), "K")
     other = prior.with_floor(9.0)

@@ -87,7 +87,7 @@ def stream(
             "--weight",
             help="How strongly what was learnt is held on to: higher forgets less, learns less.",
         ),
-    ] = 1000.0,
+    ] = 300.0,
     forget: Annotated[
         float,
         typer.Option(

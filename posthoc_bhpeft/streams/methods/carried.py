@@ -25,7 +25,7 @@ from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.merging.consolidate import consolidated
 from posthoc_bhpeft.posterior import as_parameters, read_weights
 from posthoc_bhpeft.predictive import Linearized
-from posthoc_bhpeft.prior import GaussianPrior
+from posthoc_bhpeft.prior import TRAINING_FLOOR, TRAINING_WEIGHT, GaussianPrior
 from posthoc_bhpeft.selection import Chained, MatchedPrecision, PriorRule
 from posthoc_bhpeft.streams.learner import Learner
 from posthoc_bhpeft.streams.rounds import Round
@@ -59,8 +59,8 @@ class CarriedPosterior:
         parametrization: What is penalised of a LoRA layer.
     """
 
-    weight: float = 1000.0
-    floor: float = 1e-3
+    weight: float = TRAINING_WEIGHT
+    floor: float = TRAINING_FLOOR / TRAINING_WEIGHT
     forget: float = 0.0
     max_terms: int = 2
     consolidate: bool = True
