@@ -26,7 +26,7 @@ export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick lint format docs clean distclean
-.PHONY: bench-fidelity bench-cost bench-calibration bench-streams results
+.PHONY: bench-fidelity bench-cost bench-calibration bench-streams bench-merging results
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
@@ -78,7 +78,11 @@ bench-streams: $(STAMP) ## ours and every baseline on four streams of rounds (ho
 	@test -d "$(DATA)" || { echo "error: '$(DATA)' is no folder; say where sst2/, airline_tweets/, amazon_full/, yelp_full/, ag_news/, dbpedia14/ and fomc_stream/ are: make $@ DATA=FOLDER"; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/streams.py --data "$(DATA)" --figures $(ARGS)
 
-results: bench-fidelity bench-cost bench-calibration bench-streams ## every figure of the README and the docs, DATA=FOLDER
+bench-merging: $(STAMP) ## halves of a set learnt apart and merged, against averaging and joint training, DATA=FOLDER
+	@test -d "$(DATA)" || { echo "error: '$(DATA)' is no folder; say where sst2/ and ag_news/ are: make $@ DATA=FOLDER"; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/merging.py --data "$(DATA)" $(ARGS)
+
+results: bench-fidelity bench-cost bench-calibration bench-streams bench-merging ## every figure of the README and the docs, DATA=FOLDER
 
 clean: ## remove caches, reports and the built site
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* htmlcov site build dist

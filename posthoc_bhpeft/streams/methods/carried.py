@@ -68,8 +68,6 @@ class CarriedPosterior:
     width: PriorRule = field(default_factory=lambda: MatchedPrecision(max_rows=256))
     parametrization: Parametrization = Parametrization.APART
 
-    shares_first_round = True
-
     def __post_init__(self) -> None:
         for name in ("weight", "floor"):
             if not getattr(self, name) > 0:

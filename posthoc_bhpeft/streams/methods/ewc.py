@@ -45,8 +45,6 @@ class EWC:
     curvature: Curvature = field(default_factory=lambda: DiagonalGGN(EmpiricalFisher()))
     online: bool = False
 
-    shares_first_round = True
-
     def __post_init__(self) -> None:
         if not self.weight > 0:
             raise ConfigError(f"EWC(weight={self.weight!r}): it must be above 0.")
