@@ -7,47 +7,14 @@ import json
 
 import pytest
 from transformers import Trainer
-from typer.testing import CliRunner
 
-from posthoc_bhpeft.cli import app
 from posthoc_bhpeft.cli import stream as command
 from posthoc_bhpeft.streams import Stream
 from posthoc_bhpeft.streams.methods.carried import CarriedPosterior
+from tests.cli.tools import TINY, call, ok, refused
 from tests.texts import make_base, make_rows, write_jsonl
 
-SMALL = (
-    "--rank",
-    "2",
-    "--bottleneck",
-    "4",
-    "--virtual-tokens",
-    "2",
-    "--epochs",
-    "1",
-    "--lr",
-    ".02",
-    "--device",
-    "cpu",
-)
-
-
-def call(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def ok(*arguments):
-    """Run with --json; the result, once it is sure that stdout holds nothing else."""
-    done = call(*arguments, "--json")
-    assert done.exit_code == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def refused(*arguments):
-    """Run; the message of the error, once it is sure that nothing but a message was shown."""
-    done = call(*arguments)
-    assert done.exit_code == 1, done.output
-    assert "Traceback" not in done.output
-    return done.stderr
+SMALL = (*TINY, "--epochs", "1", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
