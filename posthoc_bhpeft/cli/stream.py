@@ -87,7 +87,7 @@ def stream(
             "--weight",
             help="How strongly what was learnt is held on to: higher forgets less, learns less.",
         ),
-    ] = 300.0,
+    ] = 30.0,
     forget: Annotated[
         float,
         typer.Option(
