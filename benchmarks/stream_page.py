@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import transformers
-from stream_methods import METHODS, OURS, TUNING_SEED, TUNING_STREAMS
+from stream_methods import METHODS, OURS, TUNING_ROUNDS, TUNING_SEED, TUNING_STREAMS
 from stream_tables import (
     Result,
     cost_table,
@@ -111,8 +111,8 @@ where joint is less than a point above warm start. Every score is in `streams.cs
 
 ## Tuning
 
-Every strength was chosen the same way: four values, once, on {" and ".join(TUNING_STREAMS)} with
-seed {TUNING_SEED}, by the mean of the average accuracies after the last round; one value for all
+Every strength was chosen the same way: three values, once, on the first {TUNING_ROUNDS} rounds of
+{" and ".join(TUNING_STREAMS)} with seed {TUNING_SEED}, by the mean of the average accuracies after the last round; one value for all
 streams. Methods without a strength are not in the table.
 
 {tuned}

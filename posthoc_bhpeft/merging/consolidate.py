@@ -10,6 +10,10 @@ quadratics themselves ask for is
 the mean of the product of what the earlier data have found and what the new data have
 (compare `merging.product`). Directions that earlier data hold and the new do not need go back;
 those that the new data determine stay.
+
+It takes `theta` for a minimum of the new data's own loss, which is what training with few labels
+comes near to: they are fitted, and their gradient has vanished. At an exact mode of loss *and*
+penalty the earlier data have pulled already and would be counted twice; there, `theta` is the mean.
 """
 
 from __future__ import annotations
