@@ -113,7 +113,8 @@ where joint is less than a point above warm start. Every score is in `streams.cs
 
 Every strength was chosen the same way: three values, once, on the first {TUNING_ROUNDS} rounds of
 {" and ".join(TUNING_STREAMS)} with seed {TUNING_SEED}, by the mean of the
-average accuracies after the last of them; one value for all streams. Methods without a strength are not in the table.
+average accuracies after the last of them; one value for all streams. Methods without a strength
+are not in the table.
 
 {tuned}
 """
