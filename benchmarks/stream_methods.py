@@ -58,9 +58,7 @@ METHODS: dict[str, Contender] = {
     "EWC, GGN": Contender(
         lambda weight: EWC(weight, curvature=DiagonalGGN()), (100.0, 1e3, 1e4), 1e4
     ),
-    "EWC, online": Contender(
-        lambda weight: EWC(weight, online=True), (100.0, 1e3, 1e4), 1e4
-    ),
+    "EWC, online": Contender(lambda weight: EWC(weight, online=True), (100.0, 1e3, 1e4), 1e4),
     "LwF": Contender(LwF, (1.0, 3.0, 10.0), 3.0),
     "O-LoRA": Contender(OrthogonalLoRA, (0.5, 5.0, 50.0), 50.0, peft="lora"),
     # What O-LoRA starts from: the same parts, nothing that guards them.
