@@ -228,7 +228,7 @@ def test_every_method_names_its_settings_and_has_the_same_budget(bench: Any) -> 
     methods = bench("stream_methods").METHODS
     for name, contender in methods.items():
         assert " at 0x" not in repr(contender()), name
-        assert len(contender.grid) in (0, 4), name
+        assert len(contender.grid) in (0, 3), name
         assert contender.chosen in (contender.grid or (1.0,)), name
     assert bench("stream_methods").OURS in methods
 

@@ -151,7 +151,10 @@ class CarriedRun:
         self.learner.restore(as_parameters(model, posterior.blocks, posterior.mean))
         # Read back, so that the mean is what the model has to the last bit.
         mean = read_weights(model, posterior.blocks)
-        self.bayes = replace(bayes, posterior=replace(posterior, mean=mean))
+        posterior = replace(posterior, mean=mean)
+        if posterior.prior.products:
+            posterior = posterior.with_prior(posterior.prior.linearized_at(mean))
+        self.bayes = replace(bayes, posterior=posterior)
 
     def probabilities(self, round_name: str, data: TextData) -> Tensor:
         """The Bayesian predictive, over the outputs of the row's round."""
