@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_bhpeft.blocks import Block, Product, discover, find_products
+from posthoc_bhpeft.blocks.tape import widen
 from posthoc_bhpeft.errors import ConfigError, ModelError
 from posthoc_bhpeft.linalg import (
     BlockOperator,
@@ -127,7 +128,7 @@ class GaussianPrior:
         self.check_model(parameters)
         device = next(iter(parameters.values())).device
         with torch.autocast(device.type, enabled=False):
-            weights = {b.name: widened(b.view.read(parameters[b.parameter])) for b in self.blocks}
+            weights = {b.name: widen(b.view.read(parameters[b.parameter])) for b in self.blocks}
             return self.energy(weights).to(device)
 
     def energy(self, weights: Mapping[str, Tensor]) -> Tensor:
@@ -250,7 +251,7 @@ class GaussianPrior:
                 )
             if block.shape == old.shape:
                 continue
-            present = widened(block.view.read(parameters[block.parameter].detach())).clone()
+            present = widen(block.view.read(parameters[block.parameter].detach())).clone()
             present[: old.shape[0]] = means[old.name].to(present) if old.name in means else 0.0
             means[old.name] = present
             if old.name in carried:
@@ -279,8 +280,3 @@ class GaussianPrior:
                     "the prior. It must come from the same model, tuned on; if its head has grown "
                     "by new labels, pass prior.grown(model)."
                 )
-
-
-def widened(tensor: Tensor) -> Tensor:
-    """Half precision to float32, as posterior means and factors are kept."""
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

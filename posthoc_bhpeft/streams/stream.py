@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from posthoc_bhpeft.api import BayesianPeft
 from posthoc_bhpeft.checkpoints import load_tokenizer, resolve_model
-from posthoc_bhpeft.data import LengthOrder, TextData
+from posthoc_bhpeft.data import TextData
 from posthoc_bhpeft.errors import ConfigError, DataError
 from posthoc_bhpeft.predictive import Prediction
 from posthoc_bhpeft.streams.identity import StreamIdentity, continued
@@ -116,7 +116,9 @@ class Stream:
         Raises:
             ConfigError: nothing was learnt yet.
         """
-        return self._last()[1]
+        bayes = self._last().bayes
+        assert bayes is not None
+        return bayes
 
     def run(self, rounds: Iterable[Round]) -> StreamReport:
         """Learn rounds in their order; see `learning`."""
@@ -195,14 +197,10 @@ class Stream:
             ConfigError: nothing was learnt yet, or the round must be named.
             DataError: the round has no outputs.
         """
-        learner, bayes = self._last()
-        name = self._round_name(round_name)
-        loader = learner.loader(name, data, batch_size, by_length=True)
-        with learner.facing(name):
-            prediction = bayes.predict_loader(loader, progress=self._progress)
-        order = loader.sampler
-        assert isinstance(order, LengthOrder)
-        return order.restore_prediction(prediction)
+        run = self._last()
+        return run.predict(
+            self._round_name(round_name), data, batch_size=batch_size, progress=self._progress
+        )
 
     def label_names(self, round_name: str | None = None) -> tuple[str, ...]:
         """Names of the labels that `predict` chooses among, in the order of its columns.
@@ -211,7 +209,7 @@ class Stream:
             ConfigError: nothing was learnt yet, or the round must be named.
             DataError: the round has no outputs.
         """
-        labels = self._last()[0].labels
+        labels = self._last().learner.labels
         return tuple(labels.names[i] for i in labels.columns(self._round_name(round_name)))
 
     def _learn(self, round_: Round, past: tuple[Lineage, ...]) -> Lineage:
@@ -285,14 +283,14 @@ class Stream:
         self._opened = len(past), run
         return run
 
-    def _last(self) -> tuple[Learner, BayesianPeft]:
+    def _last(self) -> CarriedRun:
         run = self._run(self.report.rounds)
         if run.bayes is None:
             raise ConfigError(
                 f"The stream in {str(self.folder)!r} has learnt nothing yet. Give it a round with "
                 "rows of two labels or more: stream.learn(round)."
             )
-        return run.learner, run.bayes
+        return run
 
     def _round_name(self, name: str | None) -> str:
         if name is None and self.identity.heads is Heads.PER_ROUND:

@@ -24,7 +24,7 @@ from posthoc_bhpeft.data import LengthOrder, TextData
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.merging.consolidate import consolidated
 from posthoc_bhpeft.posterior import as_parameters, read_weights
-from posthoc_bhpeft.predictive import Linearized
+from posthoc_bhpeft.predictive import Linearized, Prediction
 from posthoc_bhpeft.prior import TRAINING_FLOOR, TRAINING_WEIGHT, GaussianPrior
 from posthoc_bhpeft.selection import Chained, MatchedPrecision, PriorRule
 from posthoc_bhpeft.streams.learner import Learner
@@ -160,14 +160,21 @@ class CarriedRun:
         """The Bayesian predictive, over the outputs of the row's round."""
         if self.bayes is None:
             return self.learner.logits(round_name, data).double().softmax(-1)
-        loader = self.learner.loader(round_name, data, batch_size=64, by_length=True)
-        with self.learner.facing(round_name):
-            prediction = self.bayes.predict_loader(loader, progress=False)
-        order = loader.sampler
-        assert isinstance(order, LengthOrder)
-        found = order.restore_prediction(prediction).probabilities
+        found = self.predict(round_name, data).probabilities
         assert found is not None
         return found.double()
+
+    def predict(
+        self, round_name: str, data: TextData, *, batch_size: int = 64, progress: bool = False
+    ) -> Prediction:
+        """The Bayesian prediction of `N` rows in their order, once a round was learnt."""
+        assert self.bayes is not None
+        loader = self.learner.loader(round_name, data, batch_size, by_length=True)
+        with self.learner.facing(round_name):
+            prediction = self.bayes.predict_loader(loader, progress=progress)
+        order = loader.sampler
+        assert isinstance(order, LengthOrder)
+        return order.restore_prediction(prediction)
 
     @property
     def state_bytes(self) -> int:
