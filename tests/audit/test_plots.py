@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,14 @@ from posthoc_bhpeft.audit import (
     stream_plot,
     uncertainty_plot,
 )
+from posthoc_bhpeft.audit.drift import Period
+from posthoc_bhpeft.audit.plots import (
+    confidence_histogram,
+    confusion_plot,
+    periods_plot,
+    slices_plot,
+)
+from posthoc_bhpeft.audit.slices import Slice
 from posthoc_bhpeft.errors import ConfigError, DataError
 
 RNG = np.random.default_rng(0)
@@ -104,3 +113,74 @@ def test_stream_plot_of_rounds_that_were_not_all_scored() -> None:
 def test_stream_plot_refuses(scores: dict[str, tuple[float, ...]], message: str) -> None:
     with pytest.raises(DataError, match=message):
         stream_plot(["a", "b"], scores)
+
+
+def interval(middle: float, half: float = 0.05) -> metrics.Interval:
+    return metrics.Interval(middle, middle - half, middle + half)
+
+
+def group(value: str, finding: str = "") -> Slice:
+    gap = interval(0.0)
+    return Slice("airline", value, 50, interval(0.8), 0.8, gap, 0.5, 1.0, 1.0, finding)
+
+
+def test_confidence_histogram_stacks_wrong_on_right() -> None:
+    figure = confidence_histogram(P, Y)
+    right = int((P.argmax(1) == Y).sum())
+    assert f"right ({right})" in texts(figure)
+    assert f"wrong ({len(Y) - right})" in texts(figure)
+    total = sum(bar.get_height() for bar in figure.axes[0].containers[0])
+    assert total == right
+
+
+def test_confidence_histogram_without_labels() -> None:
+    assert "all rows (120)" in texts(confidence_histogram(P, None))
+
+
+def test_marks_stand_at_the_share_kept() -> None:
+    figure = risk_coverage_plot({"MAP": P}, Y, marks={"at most 5 % wrong": 0.62})
+    vertical = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    assert [line.get_xdata()[0] for line in vertical] == [62.0]
+    assert "at most 5 % wrong" in texts(figure)
+    assert "errors left" not in figure.axes[0].get_legend().get_texts()[0].get_text()
+
+
+def test_uncertainty_plot_thins_all_groups_alike() -> None:
+    right = np.arange(120) % 4 != 0
+    figure = uncertainty_plot(RNG.random(120), RNG.random(120), right, most=40)
+    dots = [len(points.get_offsets()) for points in figure.axes[0].collections]
+    assert dots == [30, 10]
+    assert "wrong (30)" in texts(figure)
+
+
+def test_uncertainty_plot_without_labels() -> None:
+    figure = uncertainty_plot(RNG.random(9), RNG.random(9), None)
+    assert "all rows (9)" in texts(figure)
+
+
+def test_slices_plot_has_an_interval_a_group_and_shows_findings() -> None:
+    figure = slices_plot([group("a", "worse"), group("b")], overall=0.75)
+    lines = figure.axes[0].lines
+    np.testing.assert_allclose(lines[0].get_xdata(), [75.0, 85.0])
+    assert lines[1].get_marker() != lines[3].get_marker()
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["airline: a", "airline: b"]
+
+
+def test_periods_plot_has_accuracy_only_where_it_is_known() -> None:
+    known = Period("2023", 10, interval(0.1), interval(0.8), interval(0.7))
+    unknown = Period("2024", 10, interval(0.1), interval(0.8), None)
+    assert "accuracy" in texts(periods_plot([known, known]))
+    assert "accuracy" not in texts(periods_plot([known, unknown]))
+
+
+def test_confusion_plot_counts_and_refuses_many_classes() -> None:
+    counts = np.array([[5, 1], [2, 1234]])
+    assert "1,234" in texts(confusion_plot(counts, ["no", "yes"]))
+    with pytest.raises(DataError, match="13 classes are too many"):
+        confusion_plot(np.eye(13, dtype=np.int64), [str(i) for i in range(13)])
+
+
+@pytest.mark.parametrize(("draw", "what"), [(slices_plot, "group"), (periods_plot, "period")])
+def test_nothing_to_draw_is_said(draw: Callable[[list[object]], Figure], what: str) -> None:
+    with pytest.raises(DataError, match=f"no {what} to draw"):
+        draw([])
