@@ -12,6 +12,7 @@ from posthoc_bhpeft.curvature import (
     Exact,
     KroneckerGGN,
     RandomSigns,
+    Softened,
 )
 from posthoc_bhpeft.errors import BhpeftError
 from posthoc_bhpeft.hybrid import AdapterPlacement, HybridConfig, HybridModel
@@ -78,6 +79,7 @@ __all__ = [
     "Probit",
     "RandomSigns",
     "Sampled",
+    "Softened",
     "VisiblePrecision",
     "bayesianize",
     "common_prior",

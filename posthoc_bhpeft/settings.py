@@ -19,6 +19,7 @@ from posthoc_bhpeft.curvature import (
     Exact,
     KroneckerGGN,
     RandomSigns,
+    Softened,
 )
 from posthoc_bhpeft.errors import CheckpointError
 from posthoc_bhpeft.likelihood import Bernoulli, Categorical, Gaussian
@@ -52,6 +53,7 @@ SETTINGS: tuple[type, ...] = (
     Probit,
     RandomSigns,
     Sampled,
+    Softened,
 )
 
 

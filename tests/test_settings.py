@@ -28,6 +28,7 @@ from posthoc_bhpeft import (
     Probit,
     RandomSigns,
     Sampled,
+    Softened,
 )
 from posthoc_bhpeft.errors import CheckpointError
 from posthoc_bhpeft.settings import SETTINGS, decode, encode
@@ -53,6 +54,7 @@ VALUES = [
     Probit(),
     RandomSigns(2),
     Sampled(5, seed=2),
+    Softened(2.0, Contrasts()),
 ]
 
 

@@ -9,6 +9,7 @@ from posthoc_bhpeft.curvature.directions import (
     EmpiricalFisher,
     Exact,
     RandomSigns,
+    Softened,
 )
 from posthoc_bhpeft.curvature.estimator import Accumulator, Curvature, FittedCurvature
 from posthoc_bhpeft.curvature.fit import fit_curvature
@@ -29,5 +30,6 @@ __all__ = [
     "FittedCurvature",
     "KroneckerGGN",
     "RandomSigns",
+    "Softened",
     "fit_curvature",
 ]

@@ -7,7 +7,7 @@ all columns; `RandomSigns` replaces them by a few random combinations with the s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -112,6 +112,39 @@ class Auto(Directions):
     ) -> Tensor:
         chosen = self.choose(likelihood, outputs.shape[-1])
         return chosen.draw(likelihood, outputs, labels, generator)
+
+
+@dataclass(frozen=True)
+class Softened(Directions):
+    r"""Directions at outputs divided by `T`: what leaving a model would cost, however well fitted.
+
+        sum_k v_k v_k^T = H(f / T),   the Hessian in f of T^2 KL(softmax(f / T) || softmax(. / T))
+
+    so it is the GGN of distilling the model at temperature `T`
+    (Hinton et al. 2015, https://arxiv.org/abs/1503.02531). Where a model has fitted its labels its
+    softmax is saturated and `H(f)` nearly zero, however much the outputs matter; `H(f / T)` is not.
+    `T = 1` is the GGN itself. For penalties, not for the widths of predictions.
+
+    Args:
+        temperature: `T`, above 0.
+        directions: Of the softened outputs.
+    """
+
+    temperature: float = 4.0
+    directions: Directions = field(default_factory=Auto)
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ConfigError(f"Softened(temperature={self.temperature!r}): it must be above 0.")
+
+    def draw(
+        self,
+        likelihood: Likelihood,
+        outputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        return self.directions.draw(likelihood, outputs / self.temperature, labels, generator)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from posthoc_bhpeft.curvature import (
     EmpiricalFisher,
     Exact,
     RandomSigns,
+    Softened,
     fit_curvature,
 )
 from posthoc_bhpeft.errors import ConfigError
@@ -102,6 +103,44 @@ def test_auto_draws_what_it_chose():
     wide = torch.randn(4, 20, generator=seeded(), dtype=torch.float64)
     drawn = Auto().draw(Categorical(), wide, wide, seeded(1))
     assert torch.equal(drawn, RandomSigns(2).draw(Categorical(), wide, wide, seeded(1)))
+
+
+def distillation(outputs, teacher, temperature):
+    """`T^2 KL(softmax(teacher / T) || softmax(outputs / T))`, summed over rows."""
+    wanted = (teacher / temperature).softmax(-1)
+    divergence = wanted * (wanted.log() - (outputs / temperature).log_softmax(-1))
+    return temperature**2 * divergence.sum()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_softened_directions_sum_to_the_hessian_of_distillation(temperature):
+    drawn = Softened(temperature).draw(Categorical(), OUTPUTS, labels_for(Categorical()), None)
+    total = torch.einsum("knc,knd->ncd", drawn, drawn)
+    full = torch.autograd.functional.hessian(
+        lambda outputs: distillation(outputs, OUTPUTS, temperature), OUTPUTS
+    )
+    rows = range(len(OUTPUTS))
+    assert torch.allclose(total, torch.stack([full[n, :, n] for n in rows]))
+
+
+def test_softened_directions_do_not_vanish_where_the_softmax_is_saturated():
+    certain = torch.tensor([[30.0, 0.0, 0.0]], dtype=torch.float64)
+    plain, soft = (
+        float(directions.draw(Categorical(), certain, certain, None).square().sum())
+        for directions in (Auto(), Softened(4.0))
+    )
+    assert plain < 1e-11 < 1e-3 < soft
+
+
+def test_softened_directions_of_regression_are_those_of_regression():
+    plain = Auto().draw(Gaussian(0.5), OUTPUTS, OUTPUTS, None)
+    assert torch.equal(Softened(4.0).draw(Gaussian(0.5), OUTPUTS, OUTPUTS, None), plain)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_a_temperature_is_above_zero(temperature):
+    with pytest.raises(ConfigError, match="above 0"):
+        Softened(temperature)
 
 
 def test_empirical_fisher_is_one_direction_the_gradient_of_the_loss():

@@ -6,7 +6,9 @@ r"""`CarriedPosterior`: each round starts from the posterior of the last. This p
 with `H_t` the Kronecker-factored GGN of round `t` alone (online structured Laplace, Ritter et al.
 2018, https://arxiv.org/abs/1805.07810). At weight `w = 1` this is Bayes' rule in a quadratic world.
 The real one needs more: `H` is taken where the model has fitted its labels and its softmax is
-nearly flat, so it says too little of what leaving would cost.
+saturated, so it says too little of what leaving would cost. Hence a weight above 1, and a GGN at
+softened outputs (`Softened`), which does not depend on how well a round was fitted: one weight then
+serves rounds learnt by heart and rounds hardly learnt at all.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 
 from posthoc_bhpeft.api import BayesianPeft, bayesianize
-from posthoc_bhpeft.curvature import Curvature, KroneckerGGN
+from posthoc_bhpeft.curvature import Curvature, KroneckerGGN, Softened
 from posthoc_bhpeft.data import LengthOrder, TextData
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.merging.consolidate import consolidated
@@ -64,7 +66,7 @@ class CarriedPosterior:
     forget: float = 0.0
     max_terms: int = 2
     consolidate: bool = True
-    curvature: Curvature = field(default_factory=KroneckerGGN)
+    curvature: Curvature = field(default_factory=lambda: KroneckerGGN(Softened()))
     width: PriorRule = field(default_factory=lambda: MatchedPrecision(max_rows=256))
     parametrization: Parametrization = Parametrization.APART
 
