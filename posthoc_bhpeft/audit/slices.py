@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from posthoc_bhpeft.audit.grouping import Group, group_values
 from posthoc_bhpeft.audit.metrics import Interval, negative_log_likelihood
 from posthoc_bhpeft.audit.predictions import Predictions
+from posthoc_bhpeft.audit.sentences import points
 from posthoc_bhpeft.audit.significance import (
     Correction,
     accuracy_p_value,
@@ -250,10 +251,3 @@ def _percents(one: float, other: float) -> tuple[str, str]:
     """Two shares in per cent, with a decimal where they would read the same."""
     short = f"{100 * one:.0f} %", f"{100 * other:.0f} %"
     return short if short[0] != short[1] else (f"{100 * one:.1f} %", f"{100 * other:.1f} %")
-
-
-def points(share: float) -> str:
-    """The size of a difference of shares: `12 points`, or `0.4 points` where it is small."""
-    size = abs(100 * share)
-    text = f"{size:.0f}" if size >= 1.5 else f"{size:.1f}"
-    return f"{text} {'point' if text == '1.0' else 'points'}".replace("1.0", "1")
