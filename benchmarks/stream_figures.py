@@ -1,12 +1,10 @@
-"""Finished cells as a CSV and a picture."""
+"""Finished cells as a picture."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stream_tables import Result, names, pick
@@ -17,20 +15,6 @@ if TYPE_CHECKING:
 
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
 _STYLES = ("-", "--", ":")
-
-
-def as_csv(results: Iterable[Result]) -> str:
-    """Every score, one a line."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["stream", "seed", "method", "trained", "tested", "n", "accuracy", "nll", "ece"]
-    )
-    for r in results:
-        for s in r.scores:
-            figures = (f"{value:.4f}" for value in (s.accuracy, s.nll, s.ece))
-            writer.writerow([r.stream, r.seed, r.method, s.trained, s.tested, s.n, *figures])
-    return text.getvalue()
 
 
 def picture(results: Sequence[Result], methods: Sequence[str]) -> Figure:

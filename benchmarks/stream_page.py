@@ -40,11 +40,11 @@ STORIES = {
 }
 
 
-def tuning_table(results: Mapping[Cell, Result]) -> str:
+def tuning_table(accuracies: Mapping[Cell, float]) -> str:
     """Mean over the tuning streams of the average accuracy, for every strength tried."""
     rows = []
-    for method in names(cell.method for cell in results):
-        mine = {c: r.mean("accuracy") for c, r in results.items() if c.method == method}
+    for method in names(cell.method for cell in accuracies):
+        mine = {c: accuracy for c, accuracy in accuracies.items() if c.method == method}
         means = {}
         for strength in METHODS[method].grid:
             found = [accuracy for cell, accuracy in mine.items() if cell.strength == strength]
@@ -100,7 +100,8 @@ Columns: *accuracy*, *NLL* (nats) and *ECE* are means over the rounds so far, af
 mean ± standard deviation over seeds. *Backward*: accuracy on the earlier rounds now less just after
 each was learnt, in points. *Forward*: accuracy on a round just before it is learnt, above guessing,
 in points, where its labels are known by then. *Seconds*: process time of learning, all rounds but
-the first, which is the same training for most methods and is done once and kept. *State*: bytes
+the first, which is the same training for most methods and is done once and kept, over the seeds that
+it was kept for. *State*: bytes
 carried to the next round beside one copy of the trained weights, in units of that copy; from the
 second to the last round where it grows. *Gap closed*: 0 % is warm start, 100 % joint; left out
 where joint is less than a point above warm start. Every score is in `streams.csv`.

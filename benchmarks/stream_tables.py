@@ -29,7 +29,7 @@ class Result:
         method: the name in the table.
         one_test: whether all rounds have the same test rows.
         rounds: names in order.
-        seconds: of learning each round, on one thread.
+        seconds: of learning each round, on one thread; NaN, as bytes, where they were not kept.
         state_bytes: carried to the next round beside the trained weights, after each round.
         weights_bytes: of one copy of the trained weights, after each round.
         scores: every score, those on rounds not learnt yet included.
@@ -41,8 +41,8 @@ class Result:
     one_test: bool
     rounds: tuple[str, ...]
     seconds: tuple[float, ...]
-    state_bytes: tuple[int, ...]
-    weights_bytes: tuple[int, ...]
+    state_bytes: tuple[float, ...]
+    weights_bytes: tuple[float, ...]
     scores: tuple[RoundScore, ...]
 
     @classmethod
@@ -190,15 +190,17 @@ def main_table(results: Sequence[Result]) -> str:
     return markdown(header, rows)
 
 
-def _times_warm(results: Sequence[Result], mine: Sequence[Result]) -> list[float | None]:
+def _times_warm(results: Sequence[Result], mine: Sequence[Result]) -> list[float]:
     warm = {r.seed: r.later_seconds for r in pick(results, method=WARM)}
-    return [r.later_seconds / warm[r.seed] if warm.get(r.seed) else None for r in mine]
+    ratios = [r.later_seconds / warm[r.seed] for r in mine if warm.get(r.seed)]
+    return [ratio for ratio in ratios if not math.isnan(ratio)]
 
 
 def _state(mine: Sequence[Result]) -> str:
-    second, last = (
-        statistics.mean(values) for values in zip(*(r.state for r in mine), strict=True)
-    )
+    known = [r.state for r in mine if not math.isnan(r.state[1])]
+    if not known:
+        return NOTHING
+    second, last = (statistics.mean(values) for values in zip(*known, strict=True))
     # A growing head moves the ratio by a little; that is no growth of the state.
     if math.isclose(second, last, rel_tol=0.05):
         return f"{last:.2g}"
@@ -268,8 +270,9 @@ def cost_table(results: Sequence[Result], first: str) -> str:
             statistics.mean(r.mean("accuracy", i) - joint[r.seed].mean("accuracy", i) for r in mine)
             for i in late
         ]
-        cost = statistics.mean(sum(r.seconds) / sum(joint[r.seed].seconds) for r in mine)
-        rows.append([method, signed(min(gaps)), f"{cost:.2f}"])
+        costs = [sum(r.seconds) / sum(joint[r.seed].seconds) for r in mine]
+        cost = mean_or_nothing([c for c in costs if not math.isnan(c)], "{:.2f}".format)
+        rows.append([method, signed(min(gaps)), cost])
     return markdown(["method", f"worst less joint from {first} on", "seconds ÷ joint's"], rows)
 
 

@@ -6,7 +6,8 @@
 
 where DIR holds one folder a set (`sst2`, `airline_tweets`, `amazon_full`, `yelp_full`, `ag_news`,
 `dbpedia14`, `fomc_stream`) with `train` and `test` files. A cell is a stream, a seed and a method.
-It is written to `--output` under a hash of its rows, settings and method, and used again.
+It is written to `--output` under a hash of its rows, settings and method, and used again; so are
+those in the committed `streams.csv`.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ import torch
 import transformers
 from first_fit import FirstFit
 from stream_data import STREAMS, Sizes, Stream
-from stream_figures import as_csv, picture
+from stream_figures import picture
 from stream_methods import METHODS, OURS, TUNING_ROUNDS, TUNING_SEED, TUNING_STREAMS
 from stream_page import page, tuning_table
+from stream_store import as_csv, from_csv, tuning_as_csv, tuning_from_csv
 from stream_tables import JOINT, WARM, Result, summary_table
 
 from posthoc_bhpeft.checkpoints import read_json, write_json, write_text
@@ -46,6 +48,7 @@ from posthoc_bhpeft.training import TrainingSettings
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parents[1] / "README.md"
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
+CELLS, TUNING = "streams.csv", "stream_tuning.csv"
 BASE = "minilm"
 # Part of every cell's key: raise it when a cell means something else than before.
 PROTOCOL = 1
@@ -88,12 +91,14 @@ class Setup:
         output: where cells and first rounds are kept.
         sizes: rows a round.
         settings: of every training; the seed is the cell's.
+        results: folder of the committed files: the page, and the cells finished before.
     """
 
     data: Path
     output: Path
     sizes: Sizes
     settings: TrainingSettings
+    results: Path = RESULTS
 
 
 @cache
@@ -126,12 +131,17 @@ def identity(cell: Cell, setup: Setup) -> dict[str, Any]:
     }
 
 
-def path_of(cell: Cell, setup: Setup) -> Path:
-    """The file of a cell."""
+def name_of(cell: Cell, setup: Setup) -> str:
+    """What a cell is kept under; it changes with anything that decides its figures."""
     text = json.dumps(identity(cell, setup), sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     slug = re.sub(r"[^a-z0-9@.]+", "-", cell.label.lower()).strip("-")
-    return setup.output / "cells" / f"{slug}-{key}.json"
+    return f"{slug}-{key}"
+
+
+def path_of(cell: Cell, setup: Setup) -> Path:
+    """The file of a cell."""
+    return setup.output / "cells" / f"{name_of(cell, setup)}.json"
 
 
 def run_cell(cell: Cell, setup: Setup) -> dict[str, Any]:
@@ -225,12 +235,28 @@ def result_cells(
 
 
 def finished(cells: Iterable[Cell], setup: Setup) -> dict[Cell, Result]:
-    """Those whose file is there."""
+    """Those whose file is there, or that stand in the committed one."""
+    committed = from_csv(setup.results / CELLS)
     found = {}
     for cell in cells:
         path = path_of(cell, setup)
         if path.is_file():
             found[cell] = Result.from_json(read_json(path))
+        elif path.stem in committed:
+            found[cell] = committed[path.stem]
+    return found
+
+
+def tuned(cells: Iterable[Cell], setup: Setup) -> dict[Cell, float]:
+    """What each strength came to, of those tried now or before."""
+    committed = tuning_from_csv(setup.results / TUNING)
+    found = {}
+    for cell in cells:
+        path = path_of(cell, setup)
+        if path.is_file():
+            found[cell] = Result.from_json(read_json(path)).mean("accuracy")
+        elif path.stem in committed:
+            found[cell] = committed[path.stem]
     return found
 
 
@@ -274,27 +300,44 @@ def setup_of(options: argparse.Namespace) -> Setup:
         weight_decay=0.0,
     )
     sizes = Sizes(**{name: tuple(v) if isinstance(v, list) else v for name, v in rows.items()})
-    return Setup(options.data, options.output, sizes, settings)
+    return Setup(options.data, options.output, sizes, settings, options.results)
 
 
 def report(options: argparse.Namespace, setup: Setup) -> None:
-    """Write the page, the CSV and, if asked for, the picture from the cells that are there."""
-    kept = setup.output / "cells"
-    streams = [name for name in STREAMS if any(kept.glob(f"{name}-*.json"))]
-    results = list(finished(result_cells(streams, METHODS, options.seeds), setup).values())
-    if not results:
+    """Write the page, its files and, if asked for, the picture from the cells that are finished."""
+    found = finished(result_cells(known_streams(setup), METHODS, options.seeds), setup)
+    if not found:
         sys.exit(f"No finished cell of these settings under {str(setup.output)!r}; run them first.")
-    tuned = tuning_table(finished(tuning_cells(streams, METHODS), setup))
+    results = list(found.values())
     said = [word for word in sys.argv if word != "--report"]
     command = shlex.join(["python", *said]).replace(str(options.data), "DIR")
-    write_text(options.results / "streams.md", page(results, tuned, command, setup))
-    write_text(options.results / "streams.csv", as_csv(results))
+    tuning = tuning_table(report_tuning(METHODS, setup))
+    write_text(setup.results / "streams.md", page(results, tuning, command, setup))
+    by_name = {name_of(cell, setup): result for cell, result in found.items()}
+    write_text(setup.results / CELLS, as_csv(by_name))
     if options.figures:
         options.images.mkdir(parents=True, exist_ok=True)
         picture(results, (OURS, WARM, JOINT)).savefig(options.images / "streams.png", dpi=150)
     if options.results == RESULTS:
         update_readme(summary_table(results))
     print(summary_table(results))
+
+
+def report_tuning(methods: Iterable[str], setup: Setup) -> dict[Cell, float]:
+    """What each strength came to, kept for the next time."""
+    found = tuned(tuning_cells(known_streams(setup), methods), setup)
+    write_text(
+        setup.results / TUNING,
+        tuning_as_csv({name_of(cell, setup): accuracy for cell, accuracy in found.items()}),
+    )
+    return found
+
+
+def known_streams(setup: Setup) -> list[str]:
+    """Streams that any cell is finished of."""
+    kept = setup.output / "cells"
+    committed = {result.stream for result in from_csv(setup.results / CELLS).values()}
+    return [name for name in STREAMS if name in committed or any(kept.glob(f"{name}-*.json"))]
 
 
 def update_readme(table: str) -> None:
@@ -314,10 +357,11 @@ def main() -> None:
         cells = tuning_cells(options.streams, options.only_method)
     failed = 0
     if not options.report:
-        missing = [c for c in cells if not (options.reuse and path_of(c, setup).is_file())]
+        done = (tuned if options.tune else finished)(cells, setup) if options.reuse else {}
+        missing = [cell for cell in cells if cell not in done]
         failed = run_cells(missing, setup, options.workers)
     if options.tune:
-        print(tuning_table(finished(cells, setup)))
+        print(tuning_table(report_tuning(METHODS, setup)))
     else:
         report(options, setup)
     sys.exit(f"{failed} cells failed, see above" if failed else 0)

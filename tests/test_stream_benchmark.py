@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -313,9 +314,9 @@ def test_main_table(bench: Any) -> None:
     ]
     table = bench("stream_tables").main_table(results)
     assert line(table, "warm start")[2:5] == ["70.0 ± 0.0", "-30.0", "+10.0"]
-    # Seed 1 has no warm start to be compared with, so no ratio is given.
+    # Seed 1 has no warm start to be compared with, so the ratio is that of seed 0.
     assert line(table, "ours")[1:] == [
-        *["2", "77.5 ± 0.0", "-15.0", "–", "0.225", "0.022", "–", "1.2", "50 %"]
+        *["2", "77.5 ± 0.0", "-15.0", "–", "0.225", "0.022", "1.50", "1.2", "50 %"]
     ]
     assert line(bench("stream_tables").main_table(results[:2]), "ours")[7] == "1.50"
     assert line(table, "joint")[-2:] == ["0.2", "100 %"]
@@ -375,11 +376,49 @@ def test_the_interval_covers_as_often_as_it_says(bench: Any) -> None:
     assert found[0].estimate == pytest.approx(draws[0].mean())
 
 
-def test_the_csv_holds_every_score(bench: Any) -> None:
-    text = bench("stream_figures").as_csv([result(bench, "warm start", WARM, seed=2)])
-    lines = text.splitlines()
-    assert len(lines) == 5
-    assert lines[2] == "domains,2,warm start,r0,r1,100,0.6000,0.4000,0.0400"
+def test_cells_come_back_from_the_csv(bench: Any, tmp_path: Path) -> None:
+    store = bench("stream_store")
+    cells = {
+        "a": result(bench, "warm start", WARM, seed=2, state_bytes=(0, 150)),
+        "b": result(bench, "L2, strong", JOINT, one_test=True),
+    }
+    (tmp_path / "cells.csv").write_text(store.as_csv(cells), encoding="utf-8")
+    found = store.from_csv(tmp_path / "cells.csv")
+    assert list(found) == ["a", "b"]
+    for name, cell in cells.items():
+        for before, after in zip(cell.scores, found[name].scores, strict=True):
+            assert asdict(after) == pytest.approx(asdict(before), abs=1e-4)
+        rest = {"scores": ()}
+        assert replace(found[name], **rest) == replace(cell, **rest)
+    assert store.from_csv(tmp_path / "none.csv") == {}
+
+
+def test_a_cell_whose_costs_were_not_kept_counts_for_its_scores_alone(
+    bench: Any, tmp_path: Path
+) -> None:
+    nothing = dict.fromkeys(("seconds", "state_bytes", "weights_bytes"), (float("nan"),) * 2)
+    store, tables = bench("stream_store"), bench("stream_tables")
+    cells = {
+        "a": result(bench, "warm start", WARM),
+        "b": result(bench, "warm start", WARM, seed=1, **nothing),
+        "c": result(bench, "joint", JOINT, seconds=(5.0, 30.0)),
+        "d": result(bench, "joint", JOINT, seed=1, **nothing),
+        "e": result(bench, "L2", JOINT, **nothing),
+    }
+    (tmp_path / "cells.csv").write_text(store.as_csv(cells), encoding="utf-8")
+    table = tables.main_table(list(store.from_csv(tmp_path / "cells.csv").values()))
+    assert line(table, "joint")[1] == "2", "both seeds are in the accuracy"
+    assert line(table, "joint")[7:9] == ["3.00", "0"]
+    assert line(table, "L2")[7:9] == ["–", "–"]
+
+
+def test_strengths_come_back_from_the_csv(bench: Any, tmp_path: Path) -> None:
+    store = bench("stream_store")
+    text = store.tuning_as_csv({"tasks-100-l2@1-ab": 0.5, "tasks-100-l2@10-cd": 0.625})
+    (tmp_path / "tuning.csv").write_text(text, encoding="utf-8")
+    found = store.tuning_from_csv(tmp_path / "tuning.csv")
+    assert found == {"tasks-100-l2@1-ab": 0.5, "tasks-100-l2@10-cd": 0.625}
+    assert store.tuning_from_csv(tmp_path / "none.csv") == {}
 
 
 def test_the_picture_has_a_panel_a_stream_and_a_line_a_round(bench: Any) -> None:
