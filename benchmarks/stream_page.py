@@ -100,8 +100,8 @@ Columns: *accuracy*, *NLL* (nats) and *ECE* are means over the rounds so far, af
 mean ± standard deviation over seeds. *Backward*: accuracy on the earlier rounds now less just after
 each was learnt, in points. *Forward*: accuracy on a round just before it is learnt, above guessing,
 in points, where its labels are known by then. *Seconds*: process time of learning, all rounds but
-the first, which is the same training for most methods and is done once and kept, over the seeds that
-it was kept for. *State*: bytes
+the first, which is the same training for most methods and is done once and kept; over the seeds
+that it was noted for. *State*: bytes
 carried to the next round beside one copy of the trained weights, in units of that copy; from the
 second to the last round where it grows. *Gap closed*: 0 % is warm start, 100 % joint; left out
 where joint is less than a point above warm start. Every score is in `streams.csv`.
