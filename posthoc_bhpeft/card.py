@@ -42,6 +42,8 @@ def model_card(saved: SavedPosterior, name: str) -> str:
     """
     posterior = saved.posterior
     kinds = ", ".join(dict.fromkeys(block.kind.value for block in posterior.blocks))
+    rule = saved.review_rule
+    review = "" if rule is None else f"- Review, by `predict(batch, review=True)`: {rule.promise}\n"
     return f"""## Calibrated uncertainty
 
 This model comes with a Laplace posterior over its tuned weights ({kinds}). Load and predict:
@@ -59,7 +61,7 @@ An adapter alone loads with `peft` as usual, after `import posthoc_bhpeft` if it
 - Predictive: `{saved.predictive}`
 - {saved.reason}
 - Log marginal likelihood: {posterior.log_marginal_likelihood():.1f} nats
-"""
+{review}"""
 
 
 def write_card(folder: Path, section: str, existing: Path) -> None:

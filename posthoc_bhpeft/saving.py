@@ -2,6 +2,7 @@
 
 The JSON holds the SHA-256 of the tensors, so a pair that does not belong together is noticed.
 `folders.replacing_files` makes both, and the adapter beside them, appear together.
+A rule for review, where the posterior has one, is a third file, `review.json`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from posthoc_bhpeft.linalg import BlockOperator, check_structure, restored, stru
 from posthoc_bhpeft.matching import check_blocks, check_frozen, check_weights, frozen_samples
 from posthoc_bhpeft.posterior import Posterior, decompose, read_weights
 from posthoc_bhpeft.prior import GaussianPrior
+from posthoc_bhpeft.review import ReviewRule, read_rule, write_rule
 from posthoc_bhpeft.settings import decode, encode
 
 POSTERIOR_FILE = "posterior.json"
@@ -54,6 +56,7 @@ class SavedPosterior:
         predictive: The predictive it was made for.
         curvature: The estimator that made it, for the record.
         reason: Why the prior is what it is.
+        review_rule: Which rows go to a human, if an audit decided that.
     """
 
     posterior: Posterior
@@ -61,12 +64,13 @@ class SavedPosterior:
     predictive: Any
     curvature: Any
     reason: str
+    review_rule: ReviewRule | None = None
 
 
 def save_posterior(
     folder: Path, model: nn.Module, saved: SavedPosterior, about_model: Mapping[str, Any]
 ) -> None:
-    """Write the two files of a posterior into an existing folder.
+    """Write the files of a posterior into an existing folder.
 
     Args:
         folder: Where to.
@@ -91,6 +95,8 @@ def save_posterior(
         ) from error
     digest = file_digest(folder / TENSOR_FILE)
     write_json(folder / POSTERIOR_FILE, {**describe(saved, digest), "model": dict(about_model)})
+    if saved.review_rule is not None:
+        write_rule(folder, saved.review_rule, file_digest(folder / POSTERIOR_FILE))
 
 
 def load_posterior(
@@ -129,6 +135,7 @@ def load_posterior(
             # Kept for the record only, so an estimator of the user's own does no harm.
             decode(record["curvature"], strict=False),
             str(record["prior_reason"]),
+            read_rule(folder, file_digest(folder / POSTERIOR_FILE)),
         )
     except BhpeftError:
         raise

@@ -27,6 +27,8 @@ class Prediction:
             label.
         labels: `(N, ...)`, where the data had them.
         multilabel: Whether the outputs are independent yes-or-no answers.
+        review: `(N,)`, whether a row should go to a human, where a `ReviewRule` was applied.
+        sets: `(N, C)`, the classes of each row's prediction set, where the rule makes sets.
     """
 
     logits: Tensor
@@ -37,6 +39,8 @@ class Prediction:
     epistemic: Tensor
     labels: Tensor | None = None
     multilabel: bool = False
+    review: Tensor | None = None
+    sets: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.logits)
