@@ -53,6 +53,10 @@ def predict(
         int | None,
         typer.Option("--samples", help="Draws, of sampled and monte-carlo. [default: 16, 512]"),
     ] = None,
+    review: Annotated[
+        bool,
+        typer.Option("--review", help="Also say which rows go to a human, by the saved rule."),
+    ] = False,
     max_rows: Annotated[
         int | None, typer.Option("--max-rows", help="Predict at most so many rows.")
     ] = None,
@@ -75,13 +79,15 @@ def predict(
     """Predict a split: probabilities and how uncertain they are, and why.
 
     predictions.jsonl has a row each: index, label (where known), prediction, probabilities, and in
-    nats total, aleatoric (ambiguous text) and epistemic uncertainty (unknown to the model).
+    nats total, aleatoric (ambiguous text) and epistemic uncertainty (unknown to the model). With
+    --review also review (true: for a human) and, where the rule makes sets, the set of labels.
 
     \b
     Examples:
       bhpeft predict out --output preds
       bhpeft predict out --data new.csv --ignore-labels --output preds
       bhpeft predict out --predictive map --output preds-map
+      bhpeft predict out --data new.csv --ignore-labels --review --output preds
     """  # noqa: D301 - \b is the character that keeps lines apart
     with running(as_json=as_json, quiet=quiet, debug=debug) as out:
         from posthoc_bhpeft.checkpoints import (
@@ -134,6 +140,9 @@ def predict(
             point=predictive is PredictiveChoice.map,
             regression=found.label_names is None,
         )
+        chosen = _predictive(predictive, link, samples, seed)
+        if review:
+            predictor.check_review(chosen)
         has_tokenizer = (folder / "tokenizer_config.json").is_file()
         loader = make_loader(
             rows,
@@ -142,12 +151,11 @@ def predict(
             max_length=found.max_length,
             by_length=True,
         )
-        chosen = _predictive(predictive, link, samples, seed)
-        prediction = predictor.predict(loader, chosen, progress=out.progress)
+        prediction = predictor.predict(loader, chosen, review=review, progress=out.progress)
         order = loader.sampler
         assert isinstance(order, LengthOrder)
         prediction = order.restore_prediction(prediction)
-        metrics = measure(prediction, rows)
+        metrics, reviews = measure(prediction, rows), predictor.describe_review(prediction)
         with whole_folder(output, overwrite=overwrite) as fresh:
             write_rows(
                 fresh / "predictions.jsonl", prediction_rows(prediction, rows, found.label_names)
@@ -159,6 +167,7 @@ def predict(
                 "rows": len(rows),
                 "predictive": repr(chosen),
                 "metrics": metrics,
+                **reviews,
             }
             write_json(fresh / "metrics.json", about)
         if metrics:
@@ -168,6 +177,8 @@ def predict(
             out.table(f"{rows.split}, {len(rows)} rows", ["", predictive.value], figures)
         else:
             out.say("no labels, so nothing to measure")
+        for reviewed in reviews.values():
+            out.say(f"{reviewed['rows']} of {len(rows)} rows go to a human. {reviewed['promise']}")
         out.say(f"wrote {output / 'predictions.jsonl'}")
         out.finish(command="predict", output=output, **about)
 

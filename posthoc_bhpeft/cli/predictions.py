@@ -17,6 +17,7 @@ from posthoc_bhpeft.audit import summary
 from posthoc_bhpeft.checkpoints import load_adapter
 from posthoc_bhpeft.cli.output import plain
 from posthoc_bhpeft.data.rows import TextData
+from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.predictive import Prediction
 from posthoc_bhpeft.predictive.uncertainty import predict_point
 from posthoc_bhpeft.saving import POSTERIOR_FILE
@@ -36,10 +37,34 @@ class Predictor:
         get_base: Any = getattr(self.model, "get_base_model", lambda: self.model)
         return str(get_base().config._name_or_path)
 
-    def predict(self, loader: Any, predictive: Predictive, *, progress: bool) -> Prediction:
+    def check_review(self, predictive: Predictive) -> None:
+        """Raise unless there is a rule for review that fits the predictive, before any work.
+
+        Raises:
+            ConfigError: With the command that makes one.
+        """
+        if self.bayes is None:
+            raise ConfigError(
+                "--review needs a posterior with a rule for review, and this checkpoint has no "
+                "posterior. Run `bhpeft fit`, then `bhpeft audit --save-review`."
+            )
+        self.bayes.rule_for(predictive)
+
+    def describe_review(self, prediction: Prediction) -> dict[str, Any]:
+        """How many rows go to a human and what was promised; nothing where nobody asked."""
+        rule = None if self.bayes is None else self.bayes.review_rule
+        if rule is None or prediction.review is None:
+            return {}
+        rows = int(prediction.review.sum())
+        share = rows / len(prediction)
+        return {"review": {"rows": rows, "share": share, "promise": rule.promise}}
+
+    def predict(
+        self, loader: Any, predictive: Predictive, *, review: bool = False, progress: bool
+    ) -> Prediction:
         """Predict all batches, in the order of the loader, on the CPU."""
         if self.bayes is not None:
-            return self.bayes.predict_loader(loader, predictive, progress=progress)
+            return self.bayes.predict_loader(loader, predictive, review=review, progress=progress)
         return _predict_without_posterior(self.model, loader, self.regression, progress)
 
 
@@ -116,7 +141,18 @@ def prediction_rows(
             row["standard_deviation"] = float(deviations[n])
         for name in ("total", "aleatoric", "epistemic"):
             row[name] = round(float(getattr(prediction, name)[n]), 7)
-        yield row
+        yield row | _reviewed(prediction, n, label_names)
+
+
+def _reviewed(prediction: Prediction, n: int, label_names: Sequence[str] | None) -> dict[str, Any]:
+    """Whether a row goes to a human, and its prediction set; nothing where nobody asked."""
+    found: dict[str, Any] = {}
+    if prediction.review is not None:
+        found["review"] = bool(prediction.review[n])
+    if prediction.sets is not None:
+        classes = prediction.sets[n].nonzero().flatten().tolist()
+        found["set"] = [c if label_names is None else label_names[c] for c in classes]
+    return found
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
