@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -14,6 +15,8 @@ from posthoc_bhpeft.audit.metrics import Interval
 
 _FOLDS, _RIDGE, _WORDS = 5, 1.0, 6
 _SMALLEST_EXPECTED = 5.0
+# Part of the largest weight that a word needs to be named.
+_TYPICAL = 0.2
 _CHUNK = 2**22
 
 
@@ -125,11 +128,12 @@ def tell_texts_apart(
     is_now = _targets(len(now), len(texts))
     weights = features.T @ _fitted(kernel, (is_now - is_now.mean())[:, None])[:, 0]
     names, order = vectorizer.get_feature_names_out(), np.argsort(weights)
+    least = _TYPICAL * np.abs(weights).max()
     return Told(
         told.auroc,
         told.p_value,
-        now=_single([str(names[i]) for i in order[::-1] if weights[i] > 0]),
-        reference=_single([str(names[i]) for i in order if weights[i] < 0]),
+        now=_single([str(names[i]) for i in order[::-1] if weights[i] > least]),
+        reference=_single([str(names[i]) for i in order if weights[i] < -least]),
     )
 
 
@@ -195,7 +199,9 @@ def tell_apart(
     targets = np.stack([is_now, *(rng.permutation(is_now) for _ in range(permutations))], axis=1)
     aurocs = _cross_fitted(kernel, targets, folds)
     p = (1 + (aurocs[1:] >= aurocs[0] - 1e-12).sum()) / (1 + permutations)
-    return Told(_auroc_interval(float(aurocs[0]), rows, size - rows, level), float(p))
+    spread = float(aurocs[1:].std() / np.sqrt(_variance(0.5, rows, size - rows)))
+    interval = _auroc_interval(float(aurocs[0]), rows, size - rows, level, max(1.0, spread))
+    return Told(interval, float(p))
 
 
 def _targets(rows: int, size: int) -> Floats:
@@ -236,23 +242,26 @@ def auroc(scores: Floats, targets: Floats) -> Floats:
     return found
 
 
-def _auroc_interval(area: float, one: int, two: int, level: float) -> Interval:
+def _auroc_interval(area: float, one: int, two: int, level: float, stretch: float) -> Interval:
     """Values whose standard error, at that value, reaches the estimate (Newcombe, 2006)."""
-    z = NormalDist().inv_cdf(0.5 + level / 2.0)
+    z = NormalDist().inv_cdf(0.5 + level / 2.0) * stretch
 
     def off(value: float) -> float:
-        mean = (one + two) / 2.0
-        ends = (1.0 - value) / (2.0 - value) + value / (1.0 + value)
-        # Pairs are made inside a fold only, so there is one in _FOLDS of them.
-        variance = value * (1.0 - value) * (_FOLDS + (mean - _FOLDS) * ends) / (one * two)
-        return abs(value - area) - z * float(np.sqrt(variance))
+        return abs(value - area) - z * math.sqrt(_variance(value, one, two))
 
     return Interval(area, _border(off, 0.0, area), _border(off, 1.0, area))
 
 
-def _border(off: object, outside: float, inside: float) -> float:
+def _variance(area: float, one: int, two: int) -> float:
+    """Of a mean over independent folds, both classes exponential (Hanley and McNeil, 1982)."""
+    mean = (one + two) / 2.0
+    ends = (1.0 - area) / (2.0 - area) + area / (1.0 + area)
+    # Pairs are made inside a fold only, so there is one in _FOLDS of them.
+    return area * (1.0 - area) * (_FOLDS + (mean - _FOLDS) * ends) / (one * two)
+
+
+def _border(off: Callable[[float], float], outside: float, inside: float) -> float:
     """Where `off` turns negative on the way in, by bisection."""
-    assert callable(off)
     for _ in range(50):
         middle = (outside + inside) / 2.0
         outside, inside = (outside, middle) if off(middle) <= 0 else (middle, inside)
