@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,7 @@ def reliability_diagram(
     bins: int | None = None,
     level: float = 0.95,
     counts: bool = True,
+    colours: Sequence[str] = COLOURS,
 ) -> Figure:
     """Accuracy against confidence, a panel a model, with Wilson bands and the counts below.
 
@@ -53,6 +54,7 @@ def reliability_diagram(
         bins: bins of equal mass; None is one for every 40 rows, 4 to 15.
         level: coverage of the bands.
         counts: whether a strip below says how many rows have which confidence.
+        colours: of the models, in turn.
 
     Raises:
         DataError: if there is no model or the arrays do not fit.
@@ -68,9 +70,11 @@ def reliability_diagram(
         squeeze=False,
     )
     for (name, probabilities), column, colour in zip(
-        predictions.items(), axes.T, cycle(COLOURS), strict=False
+        predictions.items(), axes.T, cycle(colours), strict=False
     ):
-        _reliability_panel(column[0], name, probabilities, labels, colour, bins, level)
+        # Without a title above, the page has the name of the only model.
+        shown = name if title or len(predictions) > 1 else ""
+        _reliability_panel(column[0], shown, probabilities, labels, colour, bins, level)
         column[-1].set_xlabel("confidence")
         if counts:
             _counts_panel(column[1], probabilities, labels, colour)
@@ -78,7 +82,7 @@ def reliability_diagram(
     axes[0, 0].set(xlim=(left - 0.02, 1.015), ylim=(-0.02, 1.02), ylabel="accuracy")
     if counts:
         axes[1, 0].set_ylabel("rows")
-    axes[0, 0].legend(loc="lower left", **LEGEND)
+    axes[0, 0].legend(loc="best", **LEGEND)
     return figure
 
 
@@ -148,7 +152,7 @@ def _reliability_panel(
     axis.text(
         0.5,
         1.02,
-        f"ECE {ece:.3f}   NLL {nll:.3f}",
+        f"ECE {ece:.3f}, NLL {nll:.3f}",
         transform=axis.transAxes,
         ha="center",
         fontsize=10,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,7 @@ def risk_coverage_plot(
     share: float = 0.10,
     marks: Mapping[str, float] | None = None,
     size: tuple[float, float] = (6.6, 4.4),
+    colours: Sequence[str] = COLOURS,
 ) -> Figure:
     """Error rate among the rows kept against the share kept, a line a model.
 
@@ -48,6 +49,7 @@ def risk_coverage_plot(
         share: the rejected share to point at.
         marks: shares kept to point at instead, by what stands beside them.
         size: in inches.
+        colours: of the models, in turn.
 
     Raises:
         DataError: if there is no model or the arrays do not fit.
@@ -60,15 +62,19 @@ def risk_coverage_plot(
     highest = 0.0
     # Later marks are smaller, so that two models with the same figure are both seen.
     sizes = cycle((10.0, 6.0, 3.5))
-    for (name, probabilities), colour, dot in zip(
-        predictions.items(), cycle(COLOURS), sizes, strict=False
+    # The first model is the one that matters, so its curve lies on top.
+    orders = range(2 + len(predictions), 2, -1)
+    for (name, probabilities), colour, dot, order in zip(
+        predictions.items(), cycle(colours), sizes, orders, strict=False
     ):
         curve = risk_coverage(probabilities, labels, scores.get(name))
         left = errors_after_rejection(probabilities, labels, scores.get(name), share)
         label = f"{name}: AURC {curve.area:.4f}"
         if marks is None:
             label += f", {left.errors_left:.0f} of {left.errors} errors left"
-        axis.plot(100 * curve.coverage, 100 * curve.risk, color=colour, lw=2, label=label)
+        axis.plot(
+            100 * curve.coverage, 100 * curve.risk, color=colour, lw=2, label=label, zorder=order
+        )
         if marks is None:
             kept = 100 * left.kept / len(curve.risk)
             axis.plot(kept, 100 * left.error_rate_left, "o", color=colour, ms=dot)
