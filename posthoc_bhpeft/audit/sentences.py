@@ -111,7 +111,8 @@ def _of_rows(
         yield _of_classes("true", facts.true_shares)
     if "predicted classes" in shown:
         yield _of_classes("predicted", facts.predicted_shares)
-        if facts.now.labels is None and estimated:
+        # Where doubt moved too, more than the mix changed.
+        if facts.now.labels is None and estimated and "uncertainty" not in shown:
             yield _of_estimate(facts, estimated)
     if "texts" in shown:
         yield (

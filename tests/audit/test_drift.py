@@ -205,7 +205,18 @@ def test_without_labels_and_texts_outputs_and_classes_are_compared() -> None:
     assert found.estimated_labels is not None
     text = f"'no' most: {100 * before:.1f} % in the reference, {100 * after:.1f} % now."
     assert any(text in sentence for sentence in found.findings)
-    assert any("If nothing but the mix of classes changed" in s for s in found.findings)
+    said = any("If nothing but the mix of classes changed" in s for s in found.findings)
+    assert said == (found.tests["uncertainty"] >= 0.05)
+
+
+def test_the_true_mix_is_estimated_aloud_unless_doubt_moved_too() -> None:
+    reference, odd = rows(400, 0), rows(900, 1)
+    kept = np.flatnonzero((odd.labels != 0) | (np.arange(900) % 4 == 0))
+    now = replace(odd.take(kept), labels=None, texts=None)
+    said = "If nothing but the mix of classes changed"
+    assert said in drift(now, reference, permutations=99).finding
+    doubting = replace(now, scores={"epistemic": now.scores["epistemic"] + 0.1})
+    assert said not in drift(doubting, reference, permutations=99).finding
 
 
 def test_periods_are_those_of_the_rows_and_a_trend_is_named() -> None:
