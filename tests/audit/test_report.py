@@ -12,8 +12,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from posthoc_bhpeft.audit.drift import Drift, Period
+from posthoc_bhpeft.audit.drift import Drift
 from posthoc_bhpeft.audit.metrics import Interval
+from posthoc_bhpeft.audit.periods import Period
 from posthoc_bhpeft.audit.report import Made, page, verdict, write_report
 from posthoc_bhpeft.audit.report.classes import confusions, counts, per_class
 from posthoc_bhpeft.audit.report.drawings import drawings, inline, marks

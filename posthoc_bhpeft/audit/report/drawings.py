@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -184,7 +185,7 @@ def marks(audit: Audit) -> dict[str, float]:
     return {
         letter: 1.0 - float((audit.subject.predictions.score(by) > decision.threshold).mean())
         for letter, decision in letters
-        if decision.feasible and decision.score == by
+        if decision.feasible and decision.score == by and math.isfinite(decision.threshold)
     }
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from posthoc_bhpeft.audit.catalogue import DETECTION, GAUSSIAN, METRICS
+from posthoc_bhpeft.audit.catalogue import DETECTION, GAUSSIAN, METRICS, Metric
 from posthoc_bhpeft.audit.report.words import slug
 from posthoc_bhpeft.audit.result import Audit
 
@@ -64,13 +65,13 @@ class Term:
 
 def term(name: str) -> Term:
     """The term of that name, bare where the catalogue has none."""
-    for metric in (*METRICS, *DETECTION, *GAUSSIAN):
-        if metric.name == name:
-            return Term(
-                name, metric.title, metric.definition, metric.formula, metric.better,
-                metric.unit, metric.source, metric.target,
-            )  # fmt: skip
-    return Term(name, name.replace("_", " "))
+    metric = _catalogue().get(name)
+    if metric is None:
+        return Term(name, name.replace("_", " "))
+    return Term(
+        name, metric.title, metric.definition, metric.formula, metric.better, metric.unit,
+        metric.source, metric.target,
+    )  # fmt: skip
 
 
 def terms(audit: Audit) -> tuple[Term, ...]:
@@ -78,14 +79,19 @@ def terms(audit: Audit) -> tuple[Term, ...]:
     used = set(audit.subject.figures)
     for by_metric in audit.subject.detection.values():
         used |= set(by_metric)
-    known = [metric.name for metric in (*METRICS, *DETECTION, *GAUSSIAN)]
-    return tuple(term(name) for name in known if name in used)
+    return tuple(term(name) for name in _catalogue() if name in used)
 
 
 def ordered(names: Iterable[str]) -> tuple[list[str], list[str]]:
     """Names of the headline, and the others, each in the order of the catalogue."""
     given = list(names)
-    order = {metric.name: place for place, metric in enumerate((*METRICS, *DETECTION, *GAUSSIAN))}
+    order = {name: place for place, name in enumerate(_catalogue())}
     given.sort(key=lambda name: order.get(name, len(order)))
     first = [name for name in given if name in HEADLINE]
     return first or given, [name for name in given if first and name not in HEADLINE]
+
+
+def _catalogue() -> dict[str, Metric[Any]]:
+    """Every metric that is defined, by name, in order."""
+    known: tuple[Metric[Any], ...] = (*METRICS, *DETECTION, *GAUSSIAN)
+    return {metric.name: metric for metric in known}

@@ -119,7 +119,7 @@ def _calibration(audit: Audit, pictures: Mapping[str, Drawing]) -> Section:
 
 
 def _decisions(audit: Audit, pictures: Mapping[str, Drawing]) -> Section | None:
-    if not audit.decisions and "risk_coverage" not in pictures:
+    if not audit.decisions and audit.sets is None and "risk_coverage" not in pictures:
         return None
     lettered = list(zip(LETTERS, audit.decisions, strict=False))
     return Section("decisions", "Which answers go to a person", "decisions", {"lettered": lettered})

@@ -225,7 +225,7 @@ def first_promise(decisions: tuple[Decision, ...]) -> Decision | None:
 
 
 def to_review(decision: Decision) -> str:
-    """Which rows go to a person, in words that follow "every row whose"."""
+    """Which rows go to a person, in words that follow "every row whose"; for finite thresholds."""
     if decision.score == CONFIDENCE:
         return f"confidence is below {percent(1.0 - decision.threshold)}"
     return f"{decision.score} uncertainty is above {number(decision.threshold)} nats"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -127,10 +128,11 @@ def _review(audit: Audit) -> str:
     best = first_promise(audit.decisions)
     if best is None:
         return "Let a person look at the answers it is least sure of."
+    cost = best.checked or best
+    which = f"every row whose {to_review(best)}" if math.isfinite(best.threshold) else "no row"
     return (
-        f"Let a person look at every row whose {to_review(best)}, "
-        f"{between(best.reviewed, share=True)} of them: {best.goal}. Of the answers to the others "
-        f"{between(best.error_rate, share=True)} were wrong, of all "
+        f"Let a person look at {which}, {between(cost.reviewed, share=True)} of them: {best.goal}. "
+        f"Of the answers to the others {between(cost.error_rate, share=True)} were wrong, of all "
         f"{percent(best.error_rate_before)}."
     )
 
