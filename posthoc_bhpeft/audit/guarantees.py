@@ -57,7 +57,7 @@ def threshold_for_errors(
         Rows with a score at or below it are answered; infinity answers all.
     """
     order = certain_first(scores, seed)
-    ranked, errors = scores[order], np.cumsum(wrong[order])
+    ranked, errors = scores[order], np.cumsum(wrong[order].astype(np.int64))
     starts = walk_starts(len(scores), rate, confidence)
     level = (1.0 - confidence) / max(len(starts), 1)
     answered = max((walk(ranked, errors, rate, level, start) for start in starts), default=0)
