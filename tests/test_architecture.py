@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("card", "checks"),
     ("bayesian",),
     ("api",),
-    ("audit", "data", "interop", "merging", "training"),
+    ("audit", "data", "interop", "merging", "rivals", "training"),
     ("streams",),
     ("",),
     ("cli", "demo", "__main__"),

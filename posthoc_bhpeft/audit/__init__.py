@@ -1,7 +1,19 @@
-"""Measuring predictions: metrics are pure functions, plots are drawn from what they return."""
+"""Evidence about predictions: measured, compared, decided from, and told.
+
+`audit` does all of it at once; the parts are pure functions of arrays or of `Predictions`.
+"""
 
 from __future__ import annotations
 
+from posthoc_bhpeft.audit.auditing import Plan, audit, predictions_of
+from posthoc_bhpeft.audit.catalogue import DETECTION, GAUSSIAN, METRICS, Metric
+from posthoc_bhpeft.audit.conformal import ConformalSets, check_sets, conformal_sets
+from posthoc_bhpeft.audit.contest import Contest, RivalName
+from posthoc_bhpeft.audit.decisions import Decision, as_rule, at_most_errors, checked, review_share
+from posthoc_bhpeft.audit.drift import Drift, drift
+from posthoc_bhpeft.audit.files import read_predictions
+from posthoc_bhpeft.audit.gates import Condition, failures
+from posthoc_bhpeft.audit.measuring import compare, detect, measure, measure_gaussian
 from posthoc_bhpeft.audit.metrics import (
     Interval,
     Metrics,
@@ -18,30 +30,74 @@ from posthoc_bhpeft.audit.metrics import (
     risk_coverage,
     summary,
 )
+from posthoc_bhpeft.audit.periods import Period, Trend
 from posthoc_bhpeft.audit.plots import (
     reliability_diagram,
     risk_coverage_plot,
     stream_plot,
     uncertainty_plot,
 )
+from posthoc_bhpeft.audit.predictions import Predictions
+from posthoc_bhpeft.audit.report import Rules, Verdict, verdict, write_report
+from posthoc_bhpeft.audit.result import Audit, Audited
+from posthoc_bhpeft.audit.significance import Correction
+from posthoc_bhpeft.audit.slices import Slice, slices
 
 __all__ = [
+    "DETECTION",
+    "GAUSSIAN",
+    "METRICS",
+    "Audit",
+    "Audited",
+    "Condition",
+    "ConformalSets",
+    "Contest",
+    "Correction",
+    "Decision",
+    "Drift",
     "Interval",
+    "Metric",
     "Metrics",
+    "Period",
+    "Plan",
+    "Predictions",
     "Rejection",
     "Reliability",
     "RiskCoverage",
+    "RivalName",
+    "Rules",
+    "Slice",
+    "Trend",
+    "Verdict",
     "accuracy",
+    "as_rule",
+    "at_most_errors",
+    "audit",
     "brier_score",
+    "check_sets",
+    "checked",
+    "compare",
+    "conformal_sets",
+    "detect",
+    "drift",
     "errors_after_rejection",
     "expected_calibration_error",
+    "failures",
+    "measure",
+    "measure_gaussian",
     "negative_log_likelihood",
     "paired_bootstrap",
+    "predictions_of",
+    "read_predictions",
     "reliability",
     "reliability_diagram",
+    "review_share",
     "risk_coverage",
     "risk_coverage_plot",
+    "slices",
     "stream_plot",
     "summary",
     "uncertainty_plot",
+    "verdict",
+    "write_report",
 ]

@@ -24,6 +24,17 @@ def check_pair(probabilities: Array, labels: Array) -> tuple[Floats, NDArray[np.
         DataError: if shapes, ranges or row sums are wrong, or there is no row.
         NonFiniteError: if a probability is NaN or infinite.
     """
+    p = check_probabilities(probabilities)
+    return p, check_labels(labels, *p.shape)
+
+
+def check_probabilities(probabilities: Array) -> Floats:
+    """Probabilities ``(N, C)``, each row normalised once more in float64.
+
+    Raises:
+        DataError: if the shape, ranges or row sums are wrong, or there is no row.
+        NonFiniteError: if a probability is NaN or infinite.
+    """
     p = as_floats(probabilities)
     if p.ndim != 2 or p.shape[1] < 2:
         raise DataError(
@@ -32,7 +43,7 @@ def check_pair(probabilities: Array, labels: Array) -> tuple[Floats, NDArray[np.
         )
     if len(p) == 0:
         raise DataError("probabilities have no row, so there is nothing to measure")
-    return _check_probabilities(p), check_labels(labels, *p.shape)
+    return _normalised(p)
 
 
 def check_labels(labels: Array, rows: int, classes: int) -> NDArray[np.int64]:
@@ -90,7 +101,7 @@ def as_floats(values: Array) -> Floats:
     return np.asarray(values, dtype=np.float64)
 
 
-def _check_probabilities(p: Floats) -> Floats:
+def _normalised(p: Floats) -> Floats:
     if not np.isfinite(p).all():
         bad = int((~np.isfinite(p).all(axis=1)).sum())
         raise NonFiniteError(f"{bad} of {len(p)} rows of probabilities hold NaN or infinity")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from posthoc_bhpeft.audit.arrays import Floats, as_floats, check_pair
+from posthoc_bhpeft.audit.arrays import Floats, as_floats, check_pair, check_probabilities
 from posthoc_bhpeft.data import TextData
 from posthoc_bhpeft.errors import DataError
 from posthoc_bhpeft.predictive import Prediction
@@ -129,7 +129,7 @@ class Predictions:
             raise DataError("An audit of classes needs one probability for each class.")
         labels = prediction.labels
         if labels is None:
-            probabilities, known = as_floats(prediction.probabilities), None
+            probabilities, known = check_probabilities(prediction.probabilities), None
         else:
             probabilities, known = check_pair(prediction.probabilities, labels)
         return cls(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
+from posthoc_bhpeft.audit.conformal import ConformalSets
 from posthoc_bhpeft.audit.decisions import Decision
 from posthoc_bhpeft.audit.drift import Drift
 from posthoc_bhpeft.audit.metrics import Interval
 from posthoc_bhpeft.audit.predictions import Predictions
 from posthoc_bhpeft.audit.slices import Slice
+
+CARD_METRICS = ("accuracy", "nll", "ece", "brier", "aurc")
+NOTHING = "–"
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class Audit:
         decisions: Thresholds and what they cost.
         slices: Every group of every column asked for, the worst first.
         drift: Against a reference set, where one is given.
+        sets: Conformal prediction sets, and what they cost.
         data: What was audited: source, split, rows.
     """
 
@@ -49,4 +56,55 @@ class Audit:
     decisions: tuple[Decision, ...] = ()
     slices: tuple[Slice, ...] = ()
     drift: Drift | None = None
+    sets: ConformalSets | None = None
     data: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure as JSON data; the rows themselves are left out, and NaN becomes null."""
+        models = [self.subject, *self.rivals]
+        content = {
+            "data": self.data,
+            "rows": len(self.subject.predictions),
+            "subject": self.subject.name,
+            "about": self.subject.predictions.about,
+            "figures": {model.name: _intervals(model.figures) for model in models},
+            "detection": {
+                model.name: {score: _intervals(found) for score, found in model.detection.items()}
+                for model in models
+                if model.detection
+            },
+            "differences": {name: _intervals(found) for name, found in self.differences.items()},
+            "decisions": [asdict(decision) for decision in self.decisions],
+            "sets": None if self.sets is None else asdict(self.sets),
+            "slices": [asdict(one) for one in self.slices],
+            "drift": None if self.drift is None else asdict(self.drift),
+        }
+        found: dict[str, Any] = _plain(content)
+        return found
+
+    def card_row(self, metrics: tuple[str, ...] = CARD_METRICS) -> str:
+        """A Markdown table of one row for a model card: data, rows, and figures with intervals."""
+        figures = {m: f for m, f in self.subject.figures.items() if m in metrics}
+        header = ["data", "rows", *figures]
+        cells = [f"{f.estimate:.3f} ({f.low:.3f} to {f.high:.3f})" for f in figures.values()]
+        row = [self.data or NOTHING, str(len(self.subject.predictions)), *cells]
+        lines = [header, ["---"] * len(header), row]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _intervals(figures: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
+    return {name: asdict(found) for name, found in figures.items()}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON knows it: tuples are lists, keys strings, and numbers that are no numbers null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, str | int | float | bool) or value is None:
+        return value
+    tolist = getattr(value, "tolist", None)
+    return _plain(tolist()) if tolist is not None else str(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from posthoc_bhpeft.cli import demo, fit, predict, stream, train
+from posthoc_bhpeft.cli import audit, demo, fit, predict, stream, train
 
 _HELP = """Uncertainty for fine-tuned Transformers, after training.
 
@@ -13,12 +13,14 @@ _HELP = """Uncertainty for fine-tuned Transformers, after training.
   bhpeft train --model minilm --data DATA --output out        tune adapter, LoRA and prefix
   bhpeft fit out                                              add a posterior over them
   bhpeft predict out --data DATA --split test --output preds  calibrated predictions
+  bhpeft audit out --output report                            which answers go to a human?
   bhpeft stream DATA --by date --every year --output out      learn on, round by round
 
 DATA is a folder with train.jsonl (validation.jsonl, test.jsonl), a csv, json, jsonl or parquet
 file, or the name of a data set on the hub. Every command explains itself: bhpeft train --help.
 """
 _EPILOG = "Exit codes: 0 all went well, 1 an error with its message, 2 wrong usage."
+_AUDIT_EPILOG = f"{_EPILOG[:-1]}, 3 stopped by --fail-if."
 
 app = typer.Typer(
     help=_HELP,
@@ -33,6 +35,7 @@ app = typer.Typer(
 app.command("train", epilog=_EPILOG)(train.train)
 app.command("fit", epilog=_EPILOG)(fit.fit)
 app.command("predict", epilog=_EPILOG)(predict.predict)
+app.command("audit", epilog=_AUDIT_EPILOG)(audit.audit)
 app.command("stream", epilog=_EPILOG)(stream.stream)
 app.command("demo", epilog=_EPILOG)(demo.demo)
 

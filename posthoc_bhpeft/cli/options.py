@@ -143,3 +143,10 @@ class EveryChoice(str, Enum):
     year = "year"
     month = "month"
     day = "day"
+
+
+class ReviewChoice(str, Enum):
+    """Which decision of an audit is kept with the posterior."""
+
+    error = "error"
+    share = "share"

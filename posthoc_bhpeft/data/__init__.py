@@ -6,7 +6,13 @@ describe, and `make_loader` turns rows into tokenised, padded batches with `labe
 """
 
 from posthoc_bhpeft.data.choose import ChosenRows, RowSettings, choose_rows, read_rows
-from posthoc_bhpeft.data.loader import EncodedRows, LengthOrder, encode, make_loader
+from posthoc_bhpeft.data.loader import (
+    EncodedRows,
+    LengthOrder,
+    encode,
+    in_row_order,
+    make_loader,
+)
 from posthoc_bhpeft.data.read import load_rows
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.data.sources import Source, open_source
@@ -20,6 +26,7 @@ __all__ = [
     "TextData",
     "choose_rows",
     "encode",
+    "in_row_order",
     "load_rows",
     "make_loader",
     "open_source",

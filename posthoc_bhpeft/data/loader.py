@@ -21,9 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncodedRows(Dataset[dict[str, Any]]):
-    """N tokenised rows: `features[n]` holds token ids, mask and, where known, `labels`."""
+    """N tokenised rows: `features[n]` holds token ids, mask and, where known, `labels`.
+
+    Attributes:
+        features: one a row.
+        rows: the texts they were made of.
+    """
 
     features: tuple[dict[str, Any], ...]
+    rows: TextData | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -35,6 +41,12 @@ class EncodedRows(Dataset[dict[str, Any]]):
     def lengths(self) -> tuple[int, ...]:
         """Tokens of every row."""
         return tuple(len(row["input_ids"]) for row in self.features)
+
+
+def in_row_order(loader: Any, prediction: Prediction) -> Prediction:
+    """A prediction for a loader brought back to the order of the rows, whatever `by_length` did."""
+    order = getattr(loader, "sampler", None)
+    return order.restore_prediction(prediction) if isinstance(order, LengthOrder) else prediction
 
 
 class LengthOrder(Sampler[int]):
@@ -83,7 +95,7 @@ def encode(
     if data.labels is not None:
         for row, label in zip(rows, data.labels, strict=True):
             row["labels"] = label
-    return EncodedRows(tuple(rows))
+    return EncodedRows(tuple(rows), data)
 
 
 def make_loader(

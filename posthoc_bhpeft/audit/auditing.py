@@ -1,0 +1,254 @@
+"""`audit`: every measurement of one model, beside others on the same rows, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from posthoc_bhpeft.api import BayesianPeft
+from posthoc_bhpeft.audit.conformal import ConformalSets, conformal_sets
+from posthoc_bhpeft.audit.decisions import PREDICTIVE, Decision, at_most_errors, review_share
+from posthoc_bhpeft.audit.drift import Drift, drift
+from posthoc_bhpeft.audit.measuring import compare, detect, measure
+from posthoc_bhpeft.audit.predictions import CONFIDENCE, Predictions
+from posthoc_bhpeft.audit.result import Audit, Audited
+from posthoc_bhpeft.audit.slices import slices
+from posthoc_bhpeft.data import EncodedRows, TextData, in_row_order
+from posthoc_bhpeft.errors import ConfigError
+from posthoc_bhpeft.rivals import Point, Rival
+
+Subject = BayesianPeft | Rival | nn.Module | Predictions
+"""What can be audited: something that predicts, or what it predicted."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure, and how surely.
+
+    Attributes:
+        score: Doubt that rows are ranked and decided by.
+        max_error: Promise at most this share of errors among automatic answers; `None` does not.
+        max_review: Promise to send at most this share of rows to a human; `None` does not.
+        sets: Prediction sets may miss the label this often; `None` makes none.
+        columns: To slice by; `None` is all there are, an empty sequence none.
+        time: Column that says when, for the drift.
+        resamples: Of the bootstrap.
+        level: Coverage of intervals, and probability of promises about errors.
+        seed: Of everything random.
+    """
+
+    score: str = CONFIDENCE
+    max_error: float | None = 0.05
+    max_review: float | None = 0.10
+    sets: float | None = 0.05
+    columns: Sequence[str] | None = None
+    time: str | None = None
+    resamples: int = 1000
+    level: float = 0.95
+    seed: int = 0
+
+    def generator(self) -> torch.Generator:
+        """The same resamples for every measurement."""
+        return torch.Generator().manual_seed(self.seed)
+
+
+def audit(
+    subject: Subject,
+    loader: Iterable[Any] | None = None,
+    *,
+    rows: TextData | None = None,
+    rivals: Mapping[str, Subject] | None = None,
+    outside: Iterable[Any] | Predictions | None = None,
+    reference: Iterable[Any] | Predictions | None = None,
+    name: str = "",
+    plan: Plan | None = None,
+    progress: bool = True,
+) -> Audit:
+    """Measure a model before it may decide anything.
+
+    ```python
+    found = audit(bayes, test_loader, rivals=Contest(bayes, validation_loader).rivals(["map"]))
+    write_report(found, "report")
+    ```
+
+    Args:
+        subject: A `BayesianPeft`, a fine-tuned model without posterior, a rival, or `Predictions`
+            made anywhere.
+        loader: Held-out rows, which had no part in training: batches with labels. Not needed for
+            `Predictions`.
+        rows: Texts and columns of the loader's rows, in order; a loader of `make_loader` has them.
+        rivals: Others by name, for the same rows; see `Contest`.
+        outside: Rows of another kind, to see whether doubt tells them apart.
+        reference: Earlier held-out rows, to see what has changed since.
+        name: Of the subject, for tables.
+        plan: What to measure; `Plan()` by default.
+        progress: Show progress bars.
+
+    Returns:
+        Everything found; `write_report` makes a page of it.
+
+    Raises:
+        ConfigError: If there is no loader, two rivals have one name, or a setting is out of range.
+        DataError: If there are no rows, or rivals' rows are not the subject's.
+    """
+    plan = plan or Plan()
+    rivals = {} if rivals is None else rivals
+    name = name or name_of(subject)
+    if name in rivals:
+        raise ConfigError(f"The model under audit and a rival are both called {name!r}.")
+    seen = Seen(loader, rows, progress)
+    ours = seen.by(subject)
+    theirs = {rival: seen.by(one) for rival, one in rivals.items()}
+    return Audit(
+        subject=audited(name, ours, seen.of(subject, outside), plan),
+        rivals=tuple(
+            audited(rival, one, seen.of(rivals[rival], loader_of(outside)), plan)
+            for rival, one in theirs.items()
+        ),
+        differences={rival: difference(ours, one, plan) for rival, one in theirs.items()},
+        decisions=decisions(ours, plan),
+        sets=prediction_sets(ours, plan),
+        slices=() if ours.labels is None else slices(ours, plan.columns, level=plan.level),
+        drift=drifted(ours, seen.of(subject, reference), plan),
+        data=seen.describe(ours),
+    )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The rows of an audit, as every model is shown them."""
+
+    loader: Iterable[Any] | None
+    rows: TextData | None
+    progress: bool
+
+    def by(self, subject: Subject) -> Predictions:
+        """What a subject says about the rows.
+
+        Raises:
+            ConfigError: If it has to predict and there is no loader.
+        """
+        if isinstance(subject, Predictions):
+            return subject
+        if self.loader is None:
+            raise ConfigError("A model is audited on rows: pass a loader of held-out rows.")
+        return predictions_of(subject, self.loader, self.rows, progress=self.progress)
+
+    def of(self, subject: Subject, other: Iterable[Any] | Predictions | None) -> Predictions | None:
+        """What it says about other rows; predictions that were made already stay what they are."""
+        if other is None or isinstance(other, Predictions):
+            return other
+        if isinstance(subject, Predictions):
+            return None
+        return predictions_of(subject, other, progress=self.progress)
+
+    def describe(self, ours: Predictions) -> str:
+        """The rows in a few words."""
+        rows = self.rows or rows_of(self.loader)
+        number = f"{len(ours)} rows"
+        if rows is None or not rows.source:
+            return number
+        return f"{rows.source}{f', {rows.split}' if rows.split else ''}, {number}"
+
+
+def predictions_of(
+    subject: BayesianPeft | Rival | nn.Module,
+    loader: Iterable[Any],
+    rows: TextData | None = None,
+    *,
+    progress: bool = True,
+) -> Predictions:
+    """What a model says about a loader's rows, in their order.
+
+    Raises:
+        DataError: If these are no class probabilities, or labels do not fit.
+    """
+    rival = Point(subject) if isinstance(subject, nn.Module) else subject
+    prediction = in_row_order(loader, rival.predict_loader(loader, progress=progress))
+    about = {}
+    if isinstance(rival, BayesianPeft):
+        about = {PREDICTIVE: repr(rival.predictive), "Posterior": rival.explain()}
+    return Predictions.of(prediction, rows or rows_of(loader), **about)
+
+
+def rows_of(loader: Any) -> TextData | None:
+    """The texts behind a loader, where it knows them."""
+    encoded = getattr(loader, "dataset", None)
+    return encoded.rows if isinstance(encoded, EncodedRows) else None
+
+
+def loader_of(other: Iterable[Any] | Predictions | None) -> Iterable[Any] | None:
+    """Rows that a rival too can be shown: predictions are those of the subject alone."""
+    return None if isinstance(other, Predictions) else other
+
+
+def name_of(subject: Subject) -> str:
+    """What a subject is called where nobody has named it."""
+    if isinstance(subject, BayesianPeft):
+        return "ours"
+    if isinstance(subject, Predictions):
+        return "predictions"
+    return "MAP" if isinstance(subject, nn.Module) else subject.name
+
+
+def audited(name: str, ours: Predictions, outside: Predictions | None, plan: Plan) -> Audited:
+    """One model, measured; without labels there is nothing to measure."""
+    settings: dict[str, Any] = {"resamples": plan.resamples, "level": plan.level}
+    figures = {}
+    if ours.labels is not None:
+        score = plan.score if plan.score in ours.score_names else CONFIDENCE
+        figures = dict(measure(ours, score=score, generator=plan.generator(), **settings))
+    told = {}
+    if outside is not None:
+        told = dict(detect(ours, outside, generator=plan.generator(), **settings))
+    return Audited(name, ours, figures, told)
+
+
+def difference(ours: Predictions, other: Predictions, plan: Plan) -> dict[str, Any]:
+    """The subject's figures less a rival's, on the same resamples."""
+    if ours.labels is None:
+        return {}
+    scores = [plan.score if plan.score in p.score_names else CONFIDENCE for p in (ours, other)]
+    return dict(
+        compare(
+            ours,
+            other,
+            score=scores[0],
+            rival_score=scores[1],
+            resamples=plan.resamples,
+            level=plan.level,
+            generator=plan.generator(),
+        )
+    )
+
+
+def decisions(ours: Predictions, plan: Plan) -> tuple[Decision, ...]:
+    """The thresholds asked for; a promise about errors needs labels."""
+    wanted: list[tuple[float | None, Callable[..., Decision]]] = [(plan.max_review, review_share)]
+    if ours.labels is not None:
+        wanted.insert(0, (plan.max_error, at_most_errors))
+    return tuple(
+        decide(ours, goal, score=plan.score, confidence=plan.level)
+        for goal, decide in wanted
+        if goal is not None
+    )
+
+
+def prediction_sets(ours: Predictions, plan: Plan) -> ConformalSets | None:
+    """Sets that hold the label as often as asked for."""
+    if plan.sets is None or ours.labels is None:
+        return None
+    return conformal_sets(ours, plan.sets)
+
+
+def drifted(ours: Predictions, reference: Predictions | None, plan: Plan) -> Drift | None:
+    """What has changed since the reference."""
+    if reference is None:
+        if plan.time is not None:
+            raise ConfigError("time= is for the drift since a reference; pass reference= too.")
+        return None
+    return drift(ours, reference, time=plan.time, level=plan.level, seed=plan.seed)

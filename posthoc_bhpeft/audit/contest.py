@@ -1,0 +1,146 @@
+"""Who an audit compares a posterior with: every rival that starts from the same trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from posthoc_bhpeft.api import BayesianPeft
+from posthoc_bhpeft.batches import Loader
+from posthoc_bhpeft.errors import ConfigError
+from posthoc_bhpeft.likelihood import Categorical, Likelihood
+from posthoc_bhpeft.predictive import Prediction
+from posthoc_bhpeft.rivals import (
+    Dropout,
+    Point,
+    Rival,
+    Temperature,
+    fit_diagonal,
+    fit_last_layer,
+    fit_temperature,
+    load_ensemble,
+)
+
+
+class RivalName(str, Enum):
+    """A method to compare with; docs/rivals.md says what each costs and needs."""
+
+    MAP = "map"
+    TEMPERATURE = "temperature"
+    DROPOUT = "dropout"
+    LAST_LAYER = "last-layer"
+    DIAGONAL = "diagonal"
+    SCALED = "ours-temperature"
+    ENSEMBLE = "ensemble"
+
+
+NEEDS_HELD_OUT = frozenset({RivalName.TEMPERATURE, RivalName.SCALED})
+NEEDS_TRAINING = frozenset({RivalName.LAST_LAYER, RivalName.DIAGONAL})
+NEEDS_POSTERIOR = frozenset({RivalName.SCALED})
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Predictions at a fitted temperature.
+
+    Attributes:
+        name: For tables.
+        source: Makes the predictions: a rival, or a `BayesianPeft`.
+        temperature: Fitted on held-out predictions of the same source.
+    """
+
+    name: str
+    source: Rival | BayesianPeft
+    temperature: Temperature
+
+    def predict_loader(self, loader: Iterable[Any], *, progress: bool = True) -> Prediction:
+        """See `Rival.predict_loader`."""
+        return self.temperature.apply(self.source.predict_loader(loader, progress=progress))
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What rivals may be made of.
+
+    Attributes:
+        subject: The posterior under audit, or a trained model without one.
+        held_out: Labelled rows for a temperature, which must not be those of the audit.
+        training: The rows the model was trained on.
+        ensemble: Checkpoint folders of further members, trained from other seeds.
+        progress: Show progress bars.
+    """
+
+    subject: BayesianPeft | nn.Module
+    held_out: Loader | None = None
+    training: Loader | None = None
+    ensemble: Sequence[str | Path] = ()
+    progress: bool = True
+
+    @property
+    def model(self) -> nn.Module:
+        """The trained model."""
+        return self.subject.model if isinstance(self.subject, BayesianPeft) else self.subject
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Of the labels given its outputs."""
+        ours = self.subject
+        return ours.likelihood if isinstance(ours, BayesianPeft) else Categorical()
+
+    def missing(self, name: RivalName) -> str:
+        """What a rival would need that is not there, in words; empty if nothing."""
+        if name in NEEDS_HELD_OUT and self.held_out is None:
+            return "held-out labelled rows beside those of the audit"
+        if name in NEEDS_TRAINING and self.training is None:
+            return "the rows the model was trained on"
+        if name in NEEDS_POSTERIOR and not isinstance(self.subject, BayesianPeft):
+            return "a posterior: bayesianize the model first"
+        if name is RivalName.ENSEMBLE and not self.ensemble:
+            return "checkpoints of further members, trained from other seeds"
+        return ""
+
+    def rivals(self, names: Iterable[RivalName | str]) -> dict[str, Rival]:
+        """The rivals asked for, fitted and ready, by the name for tables.
+
+        Raises:
+            ConfigError: If a rival needs what is not there, or the model has no dropout.
+        """
+        wanted = [RivalName(name) for name in dict.fromkeys(names)]
+        for name in wanted:
+            if what := self.missing(name):
+                raise ConfigError(f"The rival {name.value!r} needs {what}.")
+        made = [self.make(name) for name in wanted]
+        return {rival.name: rival for rival in made}
+
+    def make(self, name: RivalName) -> Rival:
+        """One rival, fitted."""
+        point = Point(self.model, self.likelihood)
+        makers: Mapping[RivalName, Callable[[], Rival]] = {
+            RivalName.MAP: lambda: point,
+            RivalName.TEMPERATURE: lambda: self.scaled("temperature", point),
+            RivalName.SCALED: lambda: self.scaled("ours + temperature", self.subject),
+            RivalName.DROPOUT: lambda: Dropout(self.model, self.likelihood),
+            RivalName.LAST_LAYER: lambda: self.fitted(fit_last_layer),
+            RivalName.DIAGONAL: lambda: self.fitted(fit_diagonal),
+            RivalName.ENSEMBLE: lambda: load_ensemble(
+                self.ensemble, likelihood=self.likelihood, first=self.model
+            ),
+        }
+        return makers[name]()
+
+    def scaled(self, name: str, source: Any) -> Scaled:
+        """A source at the temperature that fits the held-out rows best."""
+        assert self.held_out is not None
+        held_out = source.predict_loader(self.held_out, progress=self.progress)
+        temperature = fit_temperature(held_out)
+        said = f"{name} ({temperature.rows} held-out rows)"
+        return Scaled(said, source, temperature)
+
+    def fitted(self, fit: Callable[..., Rival]) -> Rival:
+        """One of laplace-torch's posteriors, over the training rows."""
+        return fit(self.model, self.training, likelihood=self.likelihood, progress=self.progress)
