@@ -111,8 +111,8 @@ def test_every_score(score: str) -> None:
     rule = ReviewRule(score, 0.5, PROMISE, 9, "", "MAP()")
     assert rule.apply(prediction).review.tolist() == [False, True]
     # On the threshold a row is answered.
-    limit = 0.6 if score == "confidence" else float(column[1])
-    assert not replace(rule, threshold=limit + 1e-12).apply(prediction).review.any()
+    limit = float(rule.doubt(prediction, p).max())
+    assert not replace(rule, threshold=limit).apply(prediction).review.any()
 
 
 # --- on disk ---------------------------------------------------------------------------------
