@@ -63,6 +63,7 @@ def group_values(
     missing = np.setdiff1d(np.arange(len(values)), known)
     chosen = [values[i] for i in known]
     numbers = as_numbers(chosen)
+    found: Sequence[Group]
     if numbers is not None:
         found = _of_numbers(numbers, most, parts)
     elif (moments := parse_dates(chosen)) is not None:

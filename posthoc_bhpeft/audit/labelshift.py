@@ -54,7 +54,9 @@ def _resampled(
     """The estimate with both sets drawn anew, each class of the reference on its own."""
     sizes = reference.sum(axis=0)
     columns = [rng.multinomial(n, reference[:, j] / n) / n for j, n in enumerate(sizes)]
-    return _shares(np.stack(columns, axis=1), rng.multinomial(now.sum(), now / now.sum()))
+    return _shares(
+        np.stack(columns, axis=1), rng.multinomial(now.sum(), now / now.sum()).astype(np.float64)
+    )
 
 
 def _shares(rates: Floats, predicted: Floats) -> Floats:

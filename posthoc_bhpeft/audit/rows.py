@@ -154,7 +154,8 @@ class Rows:
         bin_of = bins_of(self.probabilities.ravel(), BINS).index
         cell = np.repeat(np.arange(n), classes) * BINS + bin_of
         sums = np.bincount(cell, weights=gap.ravel(), minlength=n * BINS)
-        return sums.reshape(n, BINS), np.bincount(cell, minlength=n * BINS).reshape(n, BINS) * 1.0
+        counts = np.bincount(cell, minlength=n * BINS).astype(np.float64)
+        return sums.reshape(n, BINS), counts.reshape(n, BINS)
 
     @cached_property
     def ranking(self) -> tuple[Positions, Positions]:

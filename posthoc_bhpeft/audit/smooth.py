@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from posthoc_bhpeft.audit.arrays import Array, Floats
 from posthoc_bhpeft.audit.calibration import directional
@@ -81,9 +82,10 @@ def _smoothed(cosines: Floats, width: Floats) -> Floats:
     return found
 
 
-def _phase() -> np.ndarray[tuple[int], np.dtype[np.complex128]]:
+def _phase() -> NDArray[np.complex128]:
     """Half a cell: centres are mirrored at the edge of the first cell, not at its centre."""
-    return np.exp(-0.5j * np.pi * np.arange(CELLS + 1) / CELLS)
+    found: NDArray[np.complex128] = np.exp(-0.5j * np.pi * np.arange(CELLS + 1) / CELLS)
+    return found
 
 
 def _bandwidth(cosines: Floats) -> Floats:
