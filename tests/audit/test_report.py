@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -99,9 +100,14 @@ SHAPES = {
 }
 
 
+@cache
+def page_of(name: str) -> str:
+    return page(SHAPES[name], made=MADE)
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_page_is_whole_and_loads_nothing(name: str) -> None:
-    text = page(SHAPES[name], made=MADE)
+    text = page_of(name)
     found = Parsed(text)
     assert not found.open
     assert len(found.ids) == len(set(found.ids)), "every id is there once"
@@ -119,7 +125,7 @@ def test_page_is_whole_and_loads_nothing(name: str) -> None:
 
 
 def test_every_metric_leads_to_its_definition() -> None:
-    text = page(full(), made=MADE)
+    text = page_of("everything")
     for name in full().subject.figures:
         assert f'href="#metric-{name.replace("_", "-")}"' in text
         assert f'<div id="metric-{name.replace("_", "-")}">' in text
@@ -176,8 +182,8 @@ def test_marks_stand_where_the_rows_kept_are() -> None:
 
 
 def test_many_classes_have_no_matrix_and_few_have_one() -> None:
-    assert 'class="matrix"' in page(SHAPES["two classes"])
-    text = page(SHAPES["150 classes, 5000 rows"])
+    assert 'class="matrix"' in page_of("two classes")
+    text = page_of("150 classes, 5000 rows")
     assert 'class="matrix"' not in text
     assert "Taken for" in text
 
@@ -196,7 +202,7 @@ def test_points_of_many_rows_are_thinned() -> None:
     ],
 )
 def test_sections(name: str, there: tuple[str, ...], missing: tuple[str, ...]) -> None:
-    ids = Parsed(page(SHAPES[name], made=MADE)).ids
+    ids = Parsed(page_of(name)).ids
     assert set(there) <= set(ids)
     assert not set(missing) & set(ids)
 
@@ -313,7 +319,7 @@ def test_missing_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_page_says_when_and_how_it_was_made() -> None:
-    text = page(full(), made=MADE)
+    text = page_of("everything")
     assert "2026-01-02 03:04 UTC" in text
     assert "<code>bhpeft audit x</code>" in text
     assert "posthoc-bhpeft 9.9" in text
