@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from posthoc_bhpeft.audit.arrays import Array, Floats, check_pair, check_scores
+from posthoc_bhpeft.audit.arrays import Array, Floats, as_floats, check_pair, check_scores
 from posthoc_bhpeft.audit.predictions import CONFIDENCE, Predictions
 from posthoc_bhpeft.errors import DataError
 
@@ -154,8 +154,8 @@ class Rows:
         bin_of = bins_of(self.probabilities.ravel(), BINS).index
         cell = np.repeat(np.arange(n), classes) * BINS + bin_of
         sums = np.bincount(cell, weights=gap.ravel(), minlength=n * BINS)
-        counts = np.bincount(cell, minlength=n * BINS).astype(np.float64)
-        return sums.reshape(n, BINS), counts.reshape(n, BINS)
+        counts = np.bincount(cell, minlength=n * BINS)
+        return as_floats(sums.reshape(n, BINS)), as_floats(counts.reshape(n, BINS))
 
     @cached_property
     def ranking(self) -> tuple[Positions, Positions]:
