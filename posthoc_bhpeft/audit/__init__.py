@@ -7,9 +7,17 @@ from __future__ import annotations
 
 from posthoc_bhpeft.audit.auditing import Plan, audit, predictions_of
 from posthoc_bhpeft.audit.catalogue import DETECTION, GAUSSIAN, METRICS, Metric
-from posthoc_bhpeft.audit.conformal import ConformalSets, check_sets, conformal_sets
+from posthoc_bhpeft.audit.conformal import ConformalSets, SetCheck, check_sets, conformal_sets
 from posthoc_bhpeft.audit.contest import Contest, RivalName
-from posthoc_bhpeft.audit.decisions import Decision, as_rule, at_most_errors, checked, review_share
+from posthoc_bhpeft.audit.decisions import (
+    Cost,
+    Decision,
+    as_rule,
+    at_most_errors,
+    checked,
+    cost,
+    review_share,
+)
 from posthoc_bhpeft.audit.drift import Drift, drift
 from posthoc_bhpeft.audit.files import read_predictions
 from posthoc_bhpeft.audit.gates import Condition, failures
@@ -53,6 +61,7 @@ __all__ = [
     "ConformalSets",
     "Contest",
     "Correction",
+    "Cost",
     "Decision",
     "Drift",
     "Interval",
@@ -66,6 +75,7 @@ __all__ = [
     "RiskCoverage",
     "RivalName",
     "Rules",
+    "SetCheck",
     "Slice",
     "Trend",
     "Verdict",
@@ -78,6 +88,7 @@ __all__ = [
     "checked",
     "compare",
     "conformal_sets",
+    "cost",
     "detect",
     "drift",
     "errors_after_rejection",
