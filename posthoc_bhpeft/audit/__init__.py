@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from posthoc_bhpeft.audit.auditing import Plan, audit, predictions_of
+from posthoc_bhpeft.audit.auditing import Plan, audit
 from posthoc_bhpeft.audit.catalogue import DETECTION, GAUSSIAN, METRICS, Metric
 from posthoc_bhpeft.audit.conformal import ConformalSets, SetCheck, check_sets, conformal_sets
 from posthoc_bhpeft.audit.contest import Contest, RivalName
@@ -45,6 +45,7 @@ from posthoc_bhpeft.audit.plots import (
     stream_plot,
     uncertainty_plot,
 )
+from posthoc_bhpeft.audit.predicting import predictions_of
 from posthoc_bhpeft.audit.predictions import Predictions
 from posthoc_bhpeft.audit.report import Rules, Verdict, verdict, write_report
 from posthoc_bhpeft.audit.result import Audit, Audited

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from posthoc_bhpeft.api import BayesianPeft
+from posthoc_bhpeft.audit.bootstrap import check_level
 from posthoc_bhpeft.audit.conformal import ConformalSets, conformal_sets
-from posthoc_bhpeft.audit.decisions import PREDICTIVE, Decision, at_most_errors, review_share
+from posthoc_bhpeft.audit.decisions import Decision, at_most_errors, review_share
 from posthoc_bhpeft.audit.drift import Drift, drift
+from posthoc_bhpeft.audit.guarantees import check_open
 from posthoc_bhpeft.audit.measuring import compare, detect, measure
+from posthoc_bhpeft.audit.predicting import predictions_of, rows_of
 from posthoc_bhpeft.audit.predictions import CONFIDENCE, Predictions
 from posthoc_bhpeft.audit.result import Audit, Audited
-from posthoc_bhpeft.audit.slices import slices
-from posthoc_bhpeft.data import EncodedRows, TextData, in_row_order
-from posthoc_bhpeft.errors import ConfigError
-from posthoc_bhpeft.rivals import Point, Rival
+from posthoc_bhpeft.audit.slices import LENGTH, PREDICTED, TRUE, slices
+from posthoc_bhpeft.data import TextData
+from posthoc_bhpeft.errors import ConfigError, DataError
+from posthoc_bhpeft.review import SCORES
+from posthoc_bhpeft.rivals import Rival
 
 Subject = BayesianPeft | Rival | nn.Module | Predictions
 """What can be audited: something that predicts, or what it predicted."""
@@ -30,7 +35,7 @@ class Plan:
     """What to measure, and how surely.
 
     Attributes:
-        score: Doubt that rows are ranked and decided by.
+        score: Doubt that rows are ranked and decided by; rivals without it go by confidence.
         max_error: Promise at most this share of errors among automatic answers; `None` does not.
         max_review: Promise to send at most this share of rows to a human; `None` does not.
         sets: Prediction sets may miss the label this often; `None` makes none.
@@ -39,6 +44,9 @@ class Plan:
         resamples: Of the bootstrap.
         level: Coverage of intervals, and probability of promises about errors.
         seed: Of everything random.
+
+    Raises:
+        ConfigError: If a share, the level or the number of resamples is out of range.
     """
 
     score: str = CONFIDENCE
@@ -50,6 +58,14 @@ class Plan:
     resamples: int = 1000
     level: float = 0.95
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_error", "max_review", "sets"):
+            if (value := getattr(self, name)) is not None:
+                check_open(name, value)
+        check_level(self.level)
+        if self.resamples < 1:
+            raise ConfigError(f"resamples is {self.resamples}, it must be 1 or more.")
 
     def generator(self) -> torch.Generator:
         """The same resamples for every measurement."""
@@ -82,8 +98,8 @@ def audit(
             `Predictions`.
         rows: Texts and columns of the loader's rows, in order; a loader of `make_loader` has them.
         rivals: Others by name, for the same rows; see `Contest`.
-        outside: Rows of another kind, to see whether doubt tells them apart.
-        reference: Earlier held-out rows, to see what has changed since.
+        outside: Rows of another kind, to see whether doubt tells them apart; labels are not read.
+        reference: Earlier held-out rows, to see what has changed since; with labels if known.
         name: Of the subject, for tables.
         plan: What to measure; `Plan()` by default.
         progress: Show progress bars.
@@ -92,28 +108,35 @@ def audit(
         Everything found; `write_report` makes a page of it.
 
     Raises:
-        ConfigError: If there is no loader, two rivals have one name, or a setting is out of range.
-        DataError: If there are no rows, or rivals' rows are not the subject's.
+        ConfigError: If there is no loader, or one that draws rows at random, a name is taken twice,
+            or settings contradict each other.
+        DataError: If there are no rows, rivals' rows are not the subject's, these are no class
+            probabilities, or there is no such score or column.
     """
     plan = plan or Plan()
     rivals = {} if rivals is None else rivals
     name = name or name_of(subject)
     if name in rivals:
-        raise ConfigError(f"The model under audit and a rival are both called {name!r}.")
+        raise ConfigError(
+            f"The model under audit and a rival are both called {name!r}. Name one with name=, or "
+            "by the key of rivals."
+        )
     seen = Seen(loader, rows, progress)
+    check_asked(plan, subject, seen, outside, reference)
     ours = seen.by(subject)
+    check_score(ours, plan.score)
     theirs = {rival: seen.by(one) for rival, one in rivals.items()}
     return Audit(
-        subject=audited(name, ours, seen.of(subject, outside), plan),
+        subject=audited(name, ours, seen.outside(subject, outside), plan),
         rivals=tuple(
-            audited(rival, one, seen.of(rivals[rival], loader_of(outside)), plan)
+            audited(rival, one, seen.outside(rivals[rival], loader_of(outside)), plan)
             for rival, one in theirs.items()
         ),
         differences={rival: difference(ours, one, plan) for rival, one in theirs.items()},
         decisions=decisions(ours, plan),
         sets=prediction_sets(ours, plan),
         slices=() if ours.labels is None else slices(ours, plan.columns, level=plan.level),
-        drift=drifted(ours, seen.of(subject, reference), plan),
+        drift=drifted(ours, seen.reference(subject, reference), plan),
         data=seen.describe(ours),
     )
 
@@ -138,13 +161,28 @@ class Seen:
             raise ConfigError("A model is audited on rows: pass a loader of held-out rows.")
         return predictions_of(subject, self.loader, self.rows, progress=self.progress)
 
-    def of(self, subject: Subject, other: Iterable[Any] | Predictions | None) -> Predictions | None:
-        """What it says about other rows; predictions that were made already stay what they are."""
-        if other is None or isinstance(other, Predictions):
-            return other
-        if isinstance(subject, Predictions):
+    def outside(
+        self, subject: Subject, other: Iterable[Any] | Predictions | None
+    ) -> Predictions | None:
+        """What it says about rows of another kind, whatever their labels mean."""
+        if isinstance(other, Predictions):
+            return replace(other, labels=None)
+        if other is None or isinstance(subject, Predictions):
             return None
+        return predictions_of(subject, other, labels=False, progress=self.progress)
+
+    def reference(
+        self, subject: Subject, other: Iterable[Any] | Predictions | None
+    ) -> Predictions | None:
+        """What it says about earlier rows."""
+        if other is None or isinstance(other, Predictions) or isinstance(subject, Predictions):
+            return other if isinstance(other, Predictions) else None
         return predictions_of(subject, other, progress=self.progress)
+
+    def columns(self, subject: Subject) -> tuple[str, ...] | None:
+        """Names of the rows' columns, where they are known before any pass."""
+        rows = subject if isinstance(subject, Predictions) else self.rows or rows_of(self.loader)
+        return None if rows is None else tuple(rows.columns)
 
     def describe(self, ours: Predictions) -> str:
         """The rows in a few words."""
@@ -155,30 +193,44 @@ class Seen:
         return f"{rows.source}{f', {rows.split}' if rows.split else ''}, {number}"
 
 
-def predictions_of(
-    subject: BayesianPeft | Rival | nn.Module,
-    loader: Iterable[Any],
-    rows: TextData | None = None,
-    *,
-    progress: bool = True,
-) -> Predictions:
-    """What a model says about a loader's rows, in their order.
+def check_asked(
+    plan: Plan, subject: Subject, seen: Seen, outside: Any = None, reference: Any = None
+) -> None:
+    """Raise where the audit cannot be what was asked for, before any pass.
 
     Raises:
-        DataError: If these are no class probabilities, or labels do not fit.
+        ConfigError: If a model is needed or a reference, or the score is none.
+        DataError: If there is no such column.
     """
-    rival = Point(subject) if isinstance(subject, nn.Module) else subject
-    prediction = in_row_order(loader, rival.predict_loader(loader, progress=progress))
-    about = {}
-    if isinstance(rival, BayesianPeft):
-        about = {PREDICTIVE: repr(rival.predictive), "Posterior": rival.explain()}
-    return Predictions.of(prediction, rows or rows_of(loader), **about)
+    if plan.time is not None and reference is None:
+        raise ConfigError("time= is for the drift since a reference; pass reference= too.")
+    for name, other in (("outside", outside), ("reference", reference)):
+        made = other is None or isinstance(other, Predictions)
+        if isinstance(subject, Predictions) and not made:
+            raise ConfigError(
+                f"The subject is predictions, so nothing can predict the rows of {name}=. Pass "
+                "predictions there too, or audit the model."
+            )
+    if not isinstance(subject, Predictions) and plan.score not in SCORES:
+        raise ConfigError(f"There is no score {plan.score!r}; a model has {', '.join(SCORES)}.")
+    columns = seen.columns(subject)
+    for name in () if columns is None else (*(plan.columns or ()), *filter(None, [plan.time])):
+        if name not in (*(columns or ()), PREDICTED, TRUE, LENGTH):
+            known = ", ".join(columns or ()) or "none"
+            raise DataError(f"There is no column {name!r}; the rows have {known}.")
 
 
-def rows_of(loader: Any) -> TextData | None:
-    """The texts behind a loader, where it knows them."""
-    encoded = getattr(loader, "dataset", None)
-    return encoded.rows if isinstance(encoded, EncodedRows) else None
+def check_score(ours: Predictions, score: str) -> None:
+    """Raise where rows cannot be ranked by a score.
+
+    Raises:
+        DataError: If there is none of that name, or it is the same for every row.
+    """
+    if score != CONFIDENCE and len(ours) > 1 and np.ptp(ours.score(score)) == 0:
+        raise DataError(
+            f"The score {score!r} is {ours.score(score)[0]:g} for every row, so it ranks none; a "
+            "model without posterior has no epistemic uncertainty. Use 'confidence' or 'total'."
+        )
 
 
 def loader_of(other: Iterable[Any] | Predictions | None) -> Iterable[Any] | None:
@@ -200,7 +252,7 @@ def audited(name: str, ours: Predictions, outside: Predictions | None, plan: Pla
     settings: dict[str, Any] = {"resamples": plan.resamples, "level": plan.level}
     figures = {}
     if ours.labels is not None:
-        score = plan.score if plan.score in ours.score_names else CONFIDENCE
+        score = ranked_by(ours, plan.score)
         figures = dict(measure(ours, score=score, generator=plan.generator(), **settings))
     told = {}
     if outside is not None:
@@ -208,17 +260,22 @@ def audited(name: str, ours: Predictions, outside: Predictions | None, plan: Pla
     return Audited(name, ours, figures, told)
 
 
+def ranked_by(predictions: Predictions, score: str) -> str:
+    """The score wanted, or confidence where there is none of it, or it is the same for all rows."""
+    usable = score in predictions.score_names and np.ptp(predictions.score(score)) > 0
+    return score if usable else CONFIDENCE
+
+
 def difference(ours: Predictions, other: Predictions, plan: Plan) -> dict[str, Any]:
     """The subject's figures less a rival's, on the same resamples."""
     if ours.labels is None:
         return {}
-    scores = [plan.score if plan.score in p.score_names else CONFIDENCE for p in (ours, other)]
     return dict(
         compare(
             ours,
             other,
-            score=scores[0],
-            rival_score=scores[1],
+            score=ranked_by(ours, plan.score),
+            rival_score=ranked_by(other, plan.score),
             resamples=plan.resamples,
             level=plan.level,
             generator=plan.generator(),
@@ -248,7 +305,5 @@ def prediction_sets(ours: Predictions, plan: Plan) -> ConformalSets | None:
 def drifted(ours: Predictions, reference: Predictions | None, plan: Plan) -> Drift | None:
     """What has changed since the reference."""
     if reference is None:
-        if plan.time is not None:
-            raise ConfigError("time= is for the drift since a reference; pass reference= too.")
         return None
     return drift(ours, reference, time=plan.time, level=plan.level, seed=plan.seed)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from posthoc_bhpeft.api import BayesianPeft
-from posthoc_bhpeft.batches import Loader
+from posthoc_bhpeft.batches import Loader, device_of
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.likelihood import Categorical, Likelihood
 from posthoc_bhpeft.predictive import Prediction
@@ -42,6 +42,28 @@ class RivalName(str, Enum):
 NEEDS_HELD_OUT = frozenset({RivalName.TEMPERATURE, RivalName.SCALED})
 NEEDS_TRAINING = frozenset({RivalName.LAST_LAYER, RivalName.DIAGONAL})
 NEEDS_POSTERIOR = frozenset({RivalName.SCALED})
+REMEDIES = {
+    RivalName.TEMPERATURE: "Pass Contest(..., held_out=loader) (--held-out SPLIT).",
+    RivalName.SCALED: "It is a posterior (bayesianize, bhpeft fit) at a temperature fitted on "
+    "Contest(..., held_out=loader) (--held-out SPLIT).",
+    RivalName.LAST_LAYER: "Pass Contest(..., training=loader).",
+    RivalName.DIAGONAL: "Pass Contest(..., training=loader).",
+    RivalName.ENSEMBLE: "Pass Contest(..., ensemble=[folders]) (--ensemble FOLDER).",
+}
+"""Where to get what a rival needs."""
+
+
+def rival_name(name: RivalName | str) -> RivalName:
+    """A rival by its name.
+
+    Raises:
+        ConfigError: If there is none of that name.
+    """
+    try:
+        return RivalName(name)
+    except ValueError:
+        known = ", ".join(one.value for one in RivalName)
+        raise ConfigError(f"There is no rival {str(name)!r}. Known: {known}.") from None
 
 
 @dataclass(frozen=True)
@@ -99,7 +121,7 @@ class Contest:
         if name in NEEDS_TRAINING and self.training is None:
             return "the rows the model was trained on"
         if name in NEEDS_POSTERIOR and not isinstance(self.subject, BayesianPeft):
-            return "a posterior: bayesianize the model first"
+            return "a posterior"
         if name is RivalName.ENSEMBLE and not self.ensemble:
             return "checkpoints of further members, trained from other seeds"
         return ""
@@ -108,12 +130,13 @@ class Contest:
         """The rivals asked for, fitted and ready, by the name for tables.
 
         Raises:
-            ConfigError: If a rival needs what is not there, or the model has no dropout.
+            ConfigError: If there is no such rival, it needs what is not there, or the model has no
+                dropout.
         """
-        wanted = [RivalName(name) for name in dict.fromkeys(names)]
+        wanted = [rival_name(name) for name in dict.fromkeys(names)]
         for name in wanted:
             if what := self.missing(name):
-                raise ConfigError(f"The rival {name.value!r} needs {what}.")
+                raise ConfigError(f"The rival {name.value!r} needs {what}. {REMEDIES[name]}")
         made = [self.make(name) for name in wanted]
         return {rival.name: rival for rival in made}
 
@@ -128,7 +151,10 @@ class Contest:
             RivalName.LAST_LAYER: lambda: self.fitted(fit_last_layer),
             RivalName.DIAGONAL: lambda: self.fitted(fit_diagonal),
             RivalName.ENSEMBLE: lambda: load_ensemble(
-                self.ensemble, likelihood=self.likelihood, first=self.model
+                self.ensemble,
+                likelihood=self.likelihood,
+                first=self.model,
+                device=device_of(self.model),
             ),
         }
         return makers[name]()

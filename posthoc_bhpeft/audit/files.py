@@ -2,110 +2,181 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from posthoc_bhpeft.audit.arrays import Floats, check_pair, check_probabilities
+from posthoc_bhpeft.audit.arrays import (
+    Floats,
+    check_labels,
+    check_probabilities,
+    check_scores,
+)
 from posthoc_bhpeft.audit.predictions import Predictions
+from posthoc_bhpeft.data.columns import is_missing
 from posthoc_bhpeft.data.sources import open_source, read_split
-from posthoc_bhpeft.errors import DataError
+from posthoc_bhpeft.errors import BhpeftError, DataError
 
 SCORES = ("total", "aleatoric", "epistemic")
-_TAKEN = frozenset({"probabilities", "label", "labels", "text", "texts", "label_names"})
-_OF_PREDICT = frozenset({"index", "prediction", "name", "review", "set"})
+Columns = Mapping[str, Sequence[Any]]
+_TAKEN = frozenset({"probabilities", "label", "labels", "text", "texts", *SCORES})
+# Written by `bhpeft predict`; in any other file these names are columns like all others.
+_OF_PREDICT = frozenset({"index", "prediction", "name", "review", "set", "standard_deviation"})
 _ONE_CLASS = re.compile(r"(?:p|prob|probability)[_.:](.+)")
 _FORMS = (
     "Expected a column 'probabilities' with a list for each row, or a column for each class named "
-    "p_CLASS or probability_CLASS; and 'label', a class or its number."
+    "p_CLASS or probability_CLASS; and 'label', a class or its number (docs/audit.md)."
 )
 
 
-def read_predictions(path: str | Path) -> Predictions:
+def read_predictions(path: str | Path, *, labels: bool = True) -> Predictions:
     """Predictions from jsonl, json, csv, tsv, parquet or npz; what `bhpeft predict` writes is one.
 
     Needed are probabilities, in a column `probabilities` of lists or in a column `p_CLASS` for each
     class. Known by name are `label` (a class name or number), `text`, and the scores `total`,
     `aleatoric` and `epistemic`; every other column can be sliced by. In an npz file these are
-    arrays of those names.
+    arrays of those names, and `label_names` may name the classes.
+
+    Args:
+        path: The file.
+        labels: Whether to read labels; rows of another kind may have any.
 
     Raises:
         DataError: If the file cannot be read, or holds no probabilities, or labels do not fit them.
     """
     place = Path(path).expanduser()
-    columns = _arrays(place) if place.suffix == ".npz" else _table(place)
-    probabilities, names = _probabilities(columns, place)
-    labels = _labels(columns, names)
-    n_classes = probabilities.shape[1]
     try:
-        if labels is None:
-            checked = check_probabilities(probabilities)
-        else:
-            checked, labels = check_pair(probabilities, labels)
-    except DataError as error:
-        raise DataError(f"{place}: {error}") from error
+        columns, names = _arrays(place) if _is_npz(place) else (_table(place), None)
+        return _predictions(columns, names, place, labels)
+    except BhpeftError as error:
+        # The messages below are about arrays; here it is known whose.
+        said = str(error)
+        raise DataError(said if str(place) in said else f"{place}: {said}") from error
+
+
+def _predictions(
+    columns: Columns, names: tuple[str, ...] | None, place: Path, labels: bool
+) -> Predictions:
+    raw, found = _probabilities(columns)
+    probabilities = check_probabilities(raw)
+    rows, classes = probabilities.shape
+    known = names or found or _predicted_names(columns, classes)
+    if known is not None and len(known) != classes:
+        raise DataError(f"label_names has {len(known)} names for {classes} classes.")
+    codes = _labels(columns, known, classes) if labels else None
     texts = columns.get("text", columns.get("texts"))
     return Predictions(
-        probabilities=checked,
-        labels=labels,
-        scores={name: _numbers(columns[name]) for name in SCORES if name in columns},
-        label_names=names if names and len(names) == n_classes else None,
-        texts=None if texts is None else tuple(map(str, texts)),
-        columns={name: tuple(values) for name, values in columns.items() if _further(name)},
+        probabilities=probabilities,
+        labels=None if codes is None else check_labels(codes, rows, classes),
+        scores={
+            name: check_scores(_numbers(columns[name]), rows) for name in SCORES if name in columns
+        },
+        label_names=known,
+        texts=None if texts is None else tuple("" if t is None else str(t) for t in texts),
+        columns={name: tuple(columns[name]) for name in _further(columns)},
         about={"Predictions": f"Read from {place.name}."},
     )
 
 
-def _table(path: Path) -> dict[str, Sequence[Any]]:
+def _is_npz(path: Path) -> bool:
+    return path.suffix.lower() == ".npz"
+
+
+def _table(path: Path) -> Columns:
     source = open_source(path)
     if not source.single_file:
-        raise DataError(f"{str(path)!r} is not one file of predictions.")
+        raise DataError(f"{str(path)!r} is not one file of predictions. {_FORMS}")
     rows = read_split(source, "train")
     return {name: rows[name][:] for name in rows.column_names}
 
 
-def _arrays(path: Path) -> dict[str, Sequence[Any]]:
+def _arrays(path: Path) -> tuple[Columns, tuple[str, ...] | None]:
+    """Arrays with an entry a row, and the names of the classes where there are any."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name].tolist() for name in file.files}
-    except (OSError, ValueError) as error:
+            arrays = {name: file[name] for name in file.files}
+    except Exception as error:  # a broken archive raises many kinds; all mean the same here
         raise DataError(f"Could not read {str(path)!r} as npz: {error}") from error
+    names = arrays.pop("label_names", None)
+    columns = {name: array.tolist() for name, array in arrays.items() if array.ndim}
+    return columns, None if names is None else tuple(map(str, names.tolist()))
 
 
-def _probabilities(
-    columns: Mapping[str, Sequence[Any]], path: Path
-) -> tuple[Floats, tuple[str, ...] | None]:
-    """`(N, C)`, and the names of the classes where the file has them."""
-    names = columns.get("label_names")
-    found = None if names is None else tuple(map(str, names))
+def _probabilities(columns: Columns) -> tuple[Floats, tuple[str, ...] | None]:
+    """`(N, C)`, and the names of the classes where columns are named for them."""
     if "probabilities" in columns:
-        return _numbers(columns["probabilities"]), found
+        values = columns["probabilities"]
+        if values and all(value is None for value in values):
+            raise DataError(
+                "There are no probabilities in any row: these are predictions of a regression. An "
+                "audit is about classes; use measure_gaussian(mean, variance, targets)."
+            )
+        return _numbers([_parsed(value) for value in values]), None
     single = {m[1]: name for name in columns if (m := _ONE_CLASS.fullmatch(name))}
     if len(single) < 2:
-        raise DataError(f"{path} holds no probabilities, only {', '.join(columns)}. {_FORMS}")
+        raise DataError(f"There are no probabilities, only {', '.join(columns)}. {_FORMS}")
     stacked = np.stack([_numbers(columns[name]) for name in single.values()], axis=1)
     return stacked, tuple(single)
 
 
-def _labels(
-    columns: Mapping[str, Sequence[Any]], names: tuple[str, ...] | None
-) -> NDArray[np.int64] | None:
-    values = columns.get("label", columns.get("labels"))
-    if values is None:
+def _parsed(value: Any) -> Any:
+    """A list; in csv it is written as text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        raise DataError(f"The probabilities {value[:40]!r} are no list of numbers.") from None
+
+
+def _predicted_names(columns: Columns, classes: int) -> tuple[str, ...] | None:
+    """Names that `bhpeft predict` wrote beside predictions; a class never predicted is a number."""
+    if not {"prediction", "name"} <= {*columns}:
         return None
-    if any(value is None for value in values):
-        raise DataError("Some rows have no label. Leave those rows out, or the column.")
-    if all(isinstance(value, str) for value in values):
-        known = {name: c for c, name in enumerate(names or ())}
-        unknown = sorted({value for value in values if value not in known})
-        if unknown:
-            raise DataError(f"The label {unknown[0]!r} is none of the classes: {list(known)}.")
-        values = [known[value] for value in values]
-    return np.asarray(values, dtype=np.int64)
+    known = dict(zip(columns["prediction"], columns["name"], strict=True))
+    return tuple(str(known.get(c, c)) for c in range(classes))
+
+
+def _labels(columns: Columns, names: tuple[str, ...] | None, classes: int) -> Floats | None:
+    """Numbers of the classes, `(N,)`; checked by the caller."""
+    values = columns.get("label", columns.get("labels"))
+    if values is None or all(value is None for value in values):
+        return None
+    codes = {name: c for c, name in enumerate(names or map(str, range(classes)))}
+    if absent := [n for n, v in enumerate(values) if is_missing(v) and _name(v) not in codes]:
+        raise DataError(
+            f"{len(absent)} of {len(values)} rows have no label (first: row {absent[0]}). Leave "
+            "those rows out, or the column."
+        )
+    if any(isinstance(value, bool) for value in values):
+        codes = {name.lower(): c for name, c in codes.items()}
+    called = [_name(value) for value in values]
+    unknown = sorted({name for name in called if name not in codes})
+    if not unknown:
+        return np.array([codes[name] for name in called], dtype=np.float64)
+    words = any(isinstance(value, str) for value in values)
+    if words or (_are_numbers(codes) and not any(isinstance(value, bool) for value in values)):
+        ways = "" if names or not words else " Give columns p_CLASS in place of 'probabilities'."
+        raise DataError(
+            f"The label {unknown[0]!r} is none of the classes: {', '.join(codes)}.{ways}"
+        )
+    return _numbers(values)
+
+
+def _name(value: Any) -> str:
+    """A label as the name of a class: 2 and 2.0 are `2`, and what csv reads as yes-or-no `true`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _are_numbers(names: Mapping[str, int]) -> bool:
+    """Whether classes are called by numbers, so that a number is a name and no position."""
+    return all(re.fullmatch(r"-?\d+", name) for name in names)
 
 
 def _numbers(values: Sequence[Any]) -> Floats:
@@ -117,5 +188,12 @@ def _numbers(values: Sequence[Any]) -> Floats:
         ) from error
 
 
-def _further(name: str) -> bool:
-    return name not in _TAKEN | _OF_PREDICT | {*SCORES} and _ONE_CLASS.fullmatch(name) is None
+def _further(columns: Columns) -> list[str]:
+    """Columns that can be sliced by."""
+    ours = _OF_PREDICT if {"index", "prediction"} <= {*columns} else frozenset()
+    return [
+        name
+        for name in columns
+        if name not in _TAKEN | ours
+        and not ("probabilities" not in columns and _ONE_CLASS.fullmatch(name))
+    ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from posthoc_bhpeft.audit.catalogue import METRICS
 from posthoc_bhpeft.audit.result import Audit
 from posthoc_bhpeft.errors import ConfigError
 
@@ -41,7 +43,7 @@ class Condition:
         """Read a condition.
 
         Raises:
-            ConfigError: If it is none.
+            ConfigError: If it is none, or about no metric of the catalogue.
         """
         found = _FORM.fullmatch(text)
         try:
@@ -56,11 +58,19 @@ class Condition:
             ) from None
         if condition.part not in _PARTS:
             raise ConfigError(f"{text!r}: a figure has {', '.join(_PARTS)}, not {part!r}.")
+        if not math.isfinite(condition.border):
+            raise ConfigError(f"{text!r}: a figure is compared with a finite number.")
+        if metric not in (known := [one.name for one in METRICS]):
+            raise ConfigError(f"{text!r}: no metric is called that. Known: {', '.join(known)}.")
         return condition
 
+    @property
+    def figure(self) -> str:
+        """What it is about: `ece`, `ece.low`."""
+        return self.metric if self.part == "estimate" else f"{self.metric}.{self.part}"
+
     def __str__(self) -> str:
-        part = "" if self.part == "estimate" else f".{self.part}"
-        return f"{self.metric}{part}{self.comparison}{self.border:g}"
+        return f"{self.figure}{self.comparison}{self.border:g}"
 
     def value(self, audit: Audit) -> float:
         """The figure it is about.
@@ -77,13 +87,13 @@ class Condition:
     def holds(self, audit: Audit) -> bool:
         """Whether the audit meets it; a figure that could not be computed does."""
         value = self.value(audit)
-        return value != value or _COMPARISONS[self.comparison](value, self.border)
+        return math.isnan(value) or _COMPARISONS[self.comparison](value, self.border)
 
 
 def failures(audit: Audit, conditions: Iterable[Condition]) -> tuple[str, ...]:
     """The conditions that hold, each with the figure that it is about."""
     return tuple(
-        f"{condition} ({condition.metric} is {condition.value(audit):.4g})"
+        f"{condition} ({condition.figure} is {condition.value(audit):.4g})"
         for condition in conditions
         if condition.holds(audit)
     )

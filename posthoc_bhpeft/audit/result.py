@@ -60,7 +60,11 @@ class Audit:
     data: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure as JSON data; the rows themselves are left out, and NaN becomes null."""
+        """Every figure as JSON data, without the rows themselves.
+
+        What is not known (NaN) is `null`; a limit that is none is `"Infinity"` or `"-Infinity"`,
+        which `float` reads.
+        """
         models = [self.subject, *self.rivals]
         content = {
             "data": self.data,
@@ -75,7 +79,7 @@ class Audit:
             },
             "differences": {name: _intervals(found) for name, found in self.differences.items()},
             "decisions": [asdict(decision) for decision in self.decisions],
-            "sets": None if self.sets is None else asdict(self.sets),
+            "sets": None if self.sets is None else _sets(self.sets),
             "slices": [asdict(one) for one in self.slices],
             "drift": None if self.drift is None else asdict(self.drift),
         }
@@ -87,9 +91,15 @@ class Audit:
         figures = {m: f for m, f in self.subject.figures.items() if m in metrics}
         header = ["data", "rows", *figures]
         cells = [f"{f.estimate:.3f} ({f.low:.3f} to {f.high:.3f})" for f in figures.values()]
-        row = [self.data or NOTHING, str(len(self.subject.predictions)), *cells]
+        data = self.data.replace("|", "\\|").replace("\n", " ") or NOTHING
+        row = [data, str(len(self.subject.predictions)), *cells]
         lines = [header, ["---"] * len(header), row]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _sets(sets: ConformalSets) -> dict[str, Any]:
+    """The sets with the name and the settings of their method."""
+    return {**asdict(sets), "rule": {**asdict(sets.rule), "method": repr(sets.rule.method)}}
 
 
 def _intervals(figures: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
@@ -97,14 +107,16 @@ def _intervals(figures: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON knows it: tuples are lists, keys strings, and numbers that are no numbers null."""
+    """As JSON knows it: tuples are lists, keys strings, and NaN and infinities are no numbers."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, str | int | float | bool) or value is None:
+        return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, str | int) or value is None:
         return value
     tolist = getattr(value, "tolist", None)
     return _plain(tolist()) if tolist is not None else str(value)

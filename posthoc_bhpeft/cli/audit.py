@@ -137,12 +137,23 @@ def audit(
         from posthoc_bhpeft.audit.gates import Condition, failures
         from posthoc_bhpeft.audit.report import Made, write_report
         from posthoc_bhpeft.checkpoints import check_output, whole_folder, write_json
-        from posthoc_bhpeft.cli.auditing import Asked, prepare, save_rule, show
+        from posthoc_bhpeft.cli.auditing import Asked, prepare, save_rule
+        from posthoc_bhpeft.cli.findings import show
         from posthoc_bhpeft.data import RowSettings
 
         conditions = [Condition.parse(text) for text in fail_if or ()]
         if output is not None:
             check_output(output, overwrite=overwrite)
+        plan = Plan(
+            score=score,
+            max_error=max_error,
+            max_review=max_review,
+            sets=sets,
+            columns=by,
+            time=time,
+            resamples=resamples,
+            seed=seed,
+        )
         asked = Asked(
             subject=subject,
             other=other,
@@ -159,22 +170,13 @@ def audit(
             held_out=held_out,
             outside=outside,
             reference=reference,
+            save_review=save_review is not None,
             max_rows=max_rows,
             seed=seed,
             batch_size=batch_size,
             base=model,
             device=device,
             progress=out.progress,
-        )
-        plan = Plan(
-            score=score,
-            max_error=max_error,
-            max_review=max_review,
-            sets=sets,
-            columns=by,
-            time=time,
-            resamples=resamples,
-            seed=seed,
         )
         ready = prepare(asked, out.say)
         found = measured(
@@ -195,10 +197,12 @@ def audit(
                 write_report(found, fresh, made=Made(command=shlex.join(["bhpeft", *sys.argv[1:]])))
                 write_json(fresh / "audit.json", content)
             out.say(f"wrote {output / 'report.html'}")
-        if save_review is not None:
+        if save_review is not None and not stopped:
             out.say(f"saved: {save_rule(found, ready, save_review.value, subject)}")
         out.finish(command="audit", output=output, **content)
         for text in stopped:
             out.say(f"stopped by --fail-if {text}")
+        if stopped and save_review is not None:
+            out.say("so no threshold was saved")
     if stopped:
         raise typer.Exit(STOPPED)

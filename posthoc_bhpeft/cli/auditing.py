@@ -7,19 +7,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from posthoc_bhpeft.audit.auditing import Subject, predictions_of
-from posthoc_bhpeft.audit.catalogue import METRICS, Metric
-from posthoc_bhpeft.audit.contest import NEEDS_HELD_OUT, NEEDS_TRAINING, Contest, RivalName
+from posthoc_bhpeft.audit.auditing import Subject
+from posthoc_bhpeft.audit.contest import (
+    NEEDS_HELD_OUT,
+    NEEDS_TRAINING,
+    Contest,
+    RivalName,
+    rival_name,
+)
 from posthoc_bhpeft.audit.decisions import as_rule
 from posthoc_bhpeft.audit.files import read_predictions
-from posthoc_bhpeft.audit.metrics import Interval
+from posthoc_bhpeft.audit.predicting import predictions_of
 from posthoc_bhpeft.audit.predictions import Predictions
-from posthoc_bhpeft.audit.report import verdict
 from posthoc_bhpeft.audit.result import Audit
 from posthoc_bhpeft.bayesian import BayesianPeft
 from posthoc_bhpeft.checkpoints import checkpoint_folder, load_tokenizer, resolve_model
 from posthoc_bhpeft.cli.device import best_device
-from posthoc_bhpeft.cli.output import Output
 from posthoc_bhpeft.cli.predictions import Predictor, load_predictor
 from posthoc_bhpeft.cli.rows import (
     Checkpoint,
@@ -30,6 +33,7 @@ from posthoc_bhpeft.cli.rows import (
     training_rows,
 )
 from posthoc_bhpeft.data import RowSettings, TextData, make_loader, open_source
+from posthoc_bhpeft.data.rows import shuffled
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.saving import POSTERIOR_FILE
 
@@ -51,6 +55,7 @@ class Asked:
         held_out: Split to fit temperatures on.
         outside: Rows of another kind.
         reference: Earlier held-out rows.
+        save_review: Whether a threshold is to be kept with the posterior.
         max_rows: To audit, at most.
         seed: Of that draw.
         batch_size: Rows a batch.
@@ -68,6 +73,7 @@ class Asked:
     held_out: str | None
     outside: str | None
     reference: str | None
+    save_review: bool
     max_rows: int | None
     seed: int
     batch_size: int
@@ -131,6 +137,11 @@ def prepare(asked: Asked, say: Say) -> Ready:
     if is_file(asked.subject):
         return of_files(asked)
     mine = opened(asked.subject, asked)
+    if asked.save_review and mine.predictor.bayes is None:
+        raise ConfigError(
+            f"--save-review keeps a threshold with a posterior, and {asked.subject!r} has none. "
+            f"Fit one: bhpeft fit {asked.subject}."
+        )
     rows = audited_rows(mine, asked)
     say(f"{len(rows)} rows of {rows.source} ({rows.split}); {'; '.join(rows.notes)}")
     rivals: dict[str, Subject] = dict(contest(mine, rows, asked).rivals(wanted(mine, asked)))
@@ -142,29 +153,48 @@ def prepare(asked: Asked, say: Say) -> Ready:
         mine.subject,
         mine.loader(rows),
         rivals,
-        further(mine, asked.outside, rows, asked),
-        further(mine, asked.reference, rows, asked),
+        further(mine, asked.outside, rows, asked, ignore_labels=True),
+        further(mine, asked.reference, rows, asked, ignore_labels=False),
     )
 
 
 def of_files(asked: Asked) -> Ready:
     """Predictions that are there already; a model would be needed for anything further."""
-    further = ("rivals", "ensemble", "held_out", "split")
-    given = [name for name in further if getattr(asked, name)]
-    if given or asked.rows.source:
+    needs_model = {
+        "--data": asked.rows.source,
+        "--split": asked.split,
+        "--compare": asked.rivals,
+        "--ensemble": asked.ensemble,
+        "--held-out": asked.held_out,
+        "--save-review": asked.save_review,
+    }
+    if given := [name for name, value in needs_model.items() if value]:
         raise ConfigError(
             f"{asked.subject!r} is a file of predictions, so there is no model to predict with: "
-            f"leave out {', '.join(f'--{name}' for name in given) or '--data'}, or audit the "
-            "checkpoint."
+            f"leave out {', '.join(given)}, or audit the checkpoint."
+        )
+    if asked.other is not None and not is_file(asked.other):
+        raise ConfigError(
+            f"{asked.subject!r} is a file of predictions and {asked.other!r} is none. Compare two "
+            "files about the same rows (bhpeft predict writes one), or two checkpoints."
         )
     rivals = {}
     if asked.other is not None:
-        rivals[label(asked.other, asked.subject)] = read_predictions(asked.other)
-    paths = (asked.outside, asked.reference)
-    outside, reference = (None if p is None else read_predictions(p) for p in paths)
-    subject = read_predictions(asked.subject)
+        rivals[label(asked.other, asked.subject)] = drawn(read_predictions(asked.other), asked)
+    outside = None if asked.outside is None else read_predictions(asked.outside, labels=False)
+    reference = None if asked.reference is None else read_predictions(asked.reference)
+    subject = drawn(read_predictions(asked.subject), asked)
     name = label(asked.subject, asked.other)
     return Ready(name, subject, None, rivals, outside, reference)
+
+
+def drawn(predictions: Predictions, asked: Asked) -> Predictions:
+    """At most so many rows, in their old order; the same ones of two files about the same rows."""
+    if asked.max_rows is None or asked.max_rows >= len(predictions):
+        return predictions
+    if asked.max_rows < 1:
+        raise ConfigError(f"--max-rows is {asked.max_rows}; it must be at least 1.")
+    return predictions.take(sorted(shuffled(range(len(predictions)), asked.seed)[: asked.max_rows]))
 
 
 def opened(folder: str, asked: Asked) -> Opened:
@@ -173,7 +203,10 @@ def opened(folder: str, asked: Asked) -> Opened:
     path = checkpoint_folder(folder)
     found = open_checkpoint(path)
     if found.record is not None and found.label_names is None:
-        raise ConfigError("An audit is about classes, and this checkpoint is of a regression.")
+        raise ConfigError(
+            f"{folder!r} is a regression, and an audit is about classes. In Python, "
+            "measure_gaussian(mean, variance, targets) has NLL, CRPS and interval coverage."
+        )
     predictor = load_predictor(
         path,
         base=None if asked.base is None else resolve_model(asked.base),
@@ -184,32 +217,47 @@ def opened(folder: str, asked: Asked) -> Opened:
     return Opened(found, predictor, asked)
 
 
-def audited_rows(mine: Opened, asked: Asked) -> TextData:
-    """The held-out rows: of the data named, else of the data trained on."""
+def settings_of(mine: Opened, asked: Asked, place: str | None = None) -> RowSettings:
+    """How rows of a place are read; without one, of `--data` or of the data trained on.
+
+    Columns are those named, else those of the training where the place is the same.
+    """
     recorded = mine.checkpoint.rows
-    settings = asked.rows
-    if not settings.source:
-        if recorded is None:
-            raise ConfigError("The checkpoint does not record its data: name some with --data.")
-        given = {
-            name: value or getattr(recorded, name)
-            for name in ("text_column", "text_pair_column", "label_column")
-            for value in [getattr(settings, name)]
-        }
-        settings = replace(settings, source=recorded.source, **given)
-    settings = replace(settings, source=absolute(settings.source))
+    source = place or asked.rows.source or (recorded.source if recorded else "")
+    if not source:
+        raise ConfigError("The checkpoint does not record its data: name some with --data.")
+    source = absolute(source)
+    known = recorded if recorded is not None and recorded.source == source else asked.rows
+    columns = {
+        name: getattr(asked.rows, name) or getattr(known, name)
+        for name in ("text_column", "text_pair_column", "label_column")
+    }
+    return replace(asked.rows, source=source, **columns)
+
+
+def audited_rows(mine: Opened, asked: Asked) -> TextData:
+    """The held-out rows: of the data named, else of the data trained on.
+
+    Raises:
+        ConfigError: If they are those that the model was trained on.
+    """
+    settings = settings_of(mine, asked)
     rows = rows_to_predict(mine.checkpoint, settings, asked.split, ignore_labels=False)
-    drawn = rows.draw(asked.max_rows, asked.seed)
-    return drawn.take(sorted(range(len(drawn)), key=drawn.indices.__getitem__))
+    recorded = mine.checkpoint.rows
+    trained = recorded is not None and recorded.source == rows.source
+    if trained and recorded is not None and recorded.train_split == rows.split:
+        raise ConfigError(
+            f"{rows.source} ({rows.split}) are the rows that the model was trained on, and it is "
+            "surer and better there: nothing found on them would hold. Name held-out rows with "
+            "--data, or another split with --split."
+        )
+    few = rows.draw(asked.max_rows, asked.seed)
+    return few.take(sorted(range(len(few)), key=few.indices.__getitem__))
 
 
 def wanted(mine: Opened, asked: Asked) -> tuple[RivalName, ...]:
     """The rivals named; without any, the trained weights, where there is more to compare with."""
-    try:
-        names = [RivalName(name) for name in asked.rivals]
-    except ValueError as error:
-        known = ", ".join(name.value for name in RivalName)
-        raise ConfigError(f"--compare: {error}. Known: {known}.") from None
+    names = [rival_name(name) for name in asked.rivals]
     if asked.ensemble and RivalName.ENSEMBLE not in names:
         names.append(RivalName.ENSEMBLE)
     has_posterior = mine.predictor.bayes is not None
@@ -239,7 +287,7 @@ def held_out_rows(mine: Opened, rows: TextData, asked: Asked) -> TextData:
             f"A temperature is fitted on held-out rows that are not those of the audit "
             f"({rows.split}). Name another split with --held-out: {', '.join(source.splits)}."
         )
-    settings = replace(asked.rows, source=rows.source)
+    settings = settings_of(mine, asked, rows.source)
     return rows_to_predict(mine.checkpoint, settings, split, ignore_labels=False)
 
 
@@ -256,15 +304,16 @@ def others(place: str, mine: Opened, rows: TextData, asked: Asked) -> Prediction
     return predictions_of(theirs.subject, theirs.loader(rows), progress=asked.progress)
 
 
-def further(mine: Opened, place: str | None, rows: TextData, asked: Asked) -> Any:
+def further(
+    mine: Opened, place: str | None, rows: TextData, asked: Asked, *, ignore_labels: bool
+) -> Any:
     """A loader of more rows: a file or folder, or a split of the data under audit."""
     if place is None:
         return None
-    source = open_source(rows.source)
-    split, name = (place, rows.source) if place in source.splits else (None, absolute(place))
-    settings = replace(asked.rows, source=name)
-    labelled = split is not None
-    found = rows_to_predict(mine.checkpoint, settings, split, ignore_labels=not labelled)
+    is_split = place in open_source(rows.source).splits
+    settings = settings_of(mine, asked, rows.source if is_split else place)
+    split = place if is_split else None
+    found = rows_to_predict(mine.checkpoint, settings, split, ignore_labels=ignore_labels)
     return mine.loader(found.draw(asked.max_rows, asked.seed))
 
 
@@ -286,42 +335,14 @@ def save_rule(found: Audit, ready: Ready, which: str, folder: str) -> str:
     Raises:
         ConfigError: If there is no posterior to keep it with, or the promise cannot be given.
     """
-    if not isinstance(ready.subject, BayesianPeft):
+    assert isinstance(ready.subject, BayesianPeft)
+    predictions = found.subject.predictions
+    if which == "error" and predictions.labels is None:
         raise ConfigError(
-            f"--save-review keeps a threshold with a posterior, and {folder!r} has none. "
-            f"Fit one: bhpeft fit {folder}."
+            "--save-review error promises a share of errors, and these rows have no labels. Audit "
+            "labelled rows, or keep the other threshold: --save-review share."
         )
     decision = found.decisions[0 if which == "error" else -1]
-    rule = as_rule(decision, found.subject.predictions, found.sets)
+    rule = as_rule(decision, predictions, found.sets)
     ready.subject.with_review(rule).save_pretrained(folder)
     return rule.promise
-
-
-def show(found: Audit, out: Output) -> None:
-    """The verdict, the figures and the decisions, for a terminal."""
-    models = (found.subject, *found.rivals)
-    if found.subject.figures:
-        rows = [
-            [metric.title, *(interval_text(metric, model.figures[metric.name]) for model in models)]
-            for metric in METRICS
-            if metric.name in found.subject.figures
-        ]
-        out.table(found.data, ["", *(model.name for model in models)], rows)
-    for decision in found.decisions:
-        out.say(f"{decision.goal}: {decision.guarantee}\n")
-    for one in found.slices:
-        if one.finding:
-            out.say(f"{one.column} {one.value} ({one.rows} rows): {one.finding}")
-    if found.drift is not None:
-        out.say(f"\nDrift: {found.drift.finding}")
-    out.say(f"\n{verdict(found)}")
-
-
-def interval_text(metric: Metric[Any], interval: Interval) -> str:
-    """An estimate with its interval, short enough for two models beside each other."""
-    parts = (interval.estimate, interval.low, interval.high)
-    if metric.unit == "share":
-        estimate, low, high = (f"{100 * part:.1f}" for part in parts)
-        return f"{estimate} % [{low}, {high}]"
-    estimate, low, high = (f"{part:.3f}" for part in parts)
-    return f"{estimate} [{low}, {high}]"

@@ -24,6 +24,7 @@ EPOCHS = 10
 MAX_LENGTH = 96
 SHOWN = 5
 RESULTS_FILE = "results.json"
+REPORT_FOLDER = "report"
 
 
 class Show(Protocol):
@@ -81,6 +82,7 @@ def run_demo(
         figures = {**figures, "seconds": round(time.perf_counter() - started, 1)}
         write_json(folder / RESULTS_FILE, figures)
     show.say(f"\nDone in {figures['seconds']:.0f} s. In {output}:")
+    show.say("  report/report.html                   the audit: open it in a browser")
     show.say("  reliability.png, risk_coverage.png   the figures")
     show.say("  checkpoint/                          adapter and posterior, to load again:")
     show.say(f'      BayesianPeft.from_pretrained("{output}/checkpoint")')
@@ -123,7 +125,9 @@ def _compare(
     _draw(point, ours, folder)
     show.say("4. The least certain of them, and why (nats)")
     _show_uncertain(ours, test, show)
-    show.say("5. Saved, and loaded again")
+    show.say("5. The audit: may it answer by itself?")
+    _audit(point, ours, test, folder, show)
+    show.say("6. Saved, and loaded again")
     again = predict(BayesianPeft.from_pretrained(folder / "checkpoint"))
     figures["reloaded"] = _compare_reloaded(again, ours, show)
     return figures
@@ -171,6 +175,20 @@ def _draw(point: Prediction, ours: Prediction, folder: Path) -> None:
     }
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=150)
+
+
+def _audit(point: Prediction, ours: Prediction, test: TextData, folder: Path, show: Show) -> None:
+    from posthoc_bhpeft.audit import Plan, Predictions, audit, verdict, write_report
+
+    found = audit(
+        Predictions.of(ours, test),
+        rivals={"MAP": Predictions.of(point, test)},
+        rows=test,
+        name="Bayes",
+        plan=Plan(max_error=0.2),
+    )
+    write_report(found, folder / REPORT_FOLDER)
+    show.say(f"{verdict(found)}\n")
 
 
 def _show_uncertain(ours: Prediction, test: TextData, show: Show) -> None:

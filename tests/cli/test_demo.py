@@ -28,6 +28,9 @@ def test_a_short_demonstration(tmp_path, capsys):
     assert figures["bayes"]["accuracy"] == figures["map"]["accuracy"]
     for name in ("reliability.png", "risk_coverage.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
+    page = (out / "report" / "report.html").read_text(encoding="utf-8")
+    assert "240 rows" in page
+    assert "MAP" in page
     assert json.loads((out / "results.json").read_text(encoding="utf-8"))["map"] == figures["map"]
     text = capsys.readouterr().out
     assert "least certain" in text

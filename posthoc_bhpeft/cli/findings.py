@@ -1,0 +1,41 @@
+"""What an audit found, for a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from posthoc_bhpeft.audit.catalogue import METRICS, Metric
+from posthoc_bhpeft.audit.metrics import Interval
+from posthoc_bhpeft.audit.report import verdict
+from posthoc_bhpeft.audit.result import Audit
+from posthoc_bhpeft.cli.output import Output
+
+
+def show(found: Audit, out: Output) -> None:
+    """The verdict, the figures and the decisions, for a terminal."""
+    models = (found.subject, *found.rivals)
+    if found.subject.figures:
+        rows = [
+            [metric.title, *(interval_text(metric, model.figures[metric.name]) for model in models)]
+            for metric in METRICS
+            if metric.name in found.subject.figures
+        ]
+        out.table(found.data, ["", *(model.name for model in models)], rows)
+    for decision in found.decisions:
+        out.say(f"{decision.goal}: {decision.guarantee}\n")
+    for one in found.slices:
+        if one.finding:
+            out.say(f"{one.column} {one.value} ({one.rows} rows): {one.finding}")
+    if found.drift is not None:
+        out.say(f"\nDrift: {found.drift.finding}")
+    out.say(f"\n{verdict(found)}")
+
+
+def interval_text(metric: Metric[Any], interval: Interval) -> str:
+    """An estimate with its interval, short enough for two models beside each other."""
+    parts = (interval.estimate, interval.low, interval.high)
+    if metric.unit == "share":
+        estimate, low, high = (f"{100 * part:.1f}" for part in parts)
+        return f"{estimate} % [{low}, {high}]"
+    estimate, low, high = (f"{part:.3f}" for part in parts)
+    return f"{estimate} [{low}, {high}]"
