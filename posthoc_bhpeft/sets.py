@@ -1,8 +1,8 @@
 r"""Prediction sets: for each row the classes that are not too strange, instead of one class.
 
 A method gives every class of a row a strangeness; a class is in the set where its strangeness is at
-most a threshold found on labelled rows (`posthoc_bhpeft.audit.conformal`). All methods here are
-deterministic: equal probabilities give equal sets.
+most a threshold found on labelled rows (`posthoc_bhpeft.audit.decisions.conformal`). All methods
+here are deterministic: equal probabilities give equal sets.
 """
 
 from __future__ import annotations

@@ -6,22 +6,23 @@
 from __future__ import annotations
 
 from posthoc_bhpeft.audit.auditing import Plan, audit
-from posthoc_bhpeft.audit.catalogue import DETECTION, GAUSSIAN, METRICS, Metric
-from posthoc_bhpeft.audit.conformal import ConformalSets, SetCheck, check_sets, conformal_sets
 from posthoc_bhpeft.audit.contest import Contest, RivalName
 from posthoc_bhpeft.audit.decisions import (
+    ConformalSets,
     Cost,
     Decision,
+    SetCheck,
     as_rule,
     at_most_errors,
+    check_sets,
     checked,
+    conformal_sets,
     cost,
     review_share,
 )
-from posthoc_bhpeft.audit.drift import Drift, drift
+from posthoc_bhpeft.audit.drift import Drift, Period, Trend, drift
 from posthoc_bhpeft.audit.files import read_predictions
 from posthoc_bhpeft.audit.gates import Condition, failures
-from posthoc_bhpeft.audit.measuring import compare, detect, measure, measure_gaussian
 from posthoc_bhpeft.audit.metrics import (
     Interval,
     Metrics,
@@ -38,7 +39,8 @@ from posthoc_bhpeft.audit.metrics import (
     risk_coverage,
     summary,
 )
-from posthoc_bhpeft.audit.periods import Period, Trend
+from posthoc_bhpeft.audit.metrics.catalogue import DETECTION, GAUSSIAN, METRICS, Metric
+from posthoc_bhpeft.audit.metrics.measuring import compare, detect, measure, measure_gaussian
 from posthoc_bhpeft.audit.plots import (
     reliability_diagram,
     risk_coverage_plot,
@@ -49,8 +51,7 @@ from posthoc_bhpeft.audit.predicting import predictions_of
 from posthoc_bhpeft.audit.predictions import Predictions
 from posthoc_bhpeft.audit.report import Rules, Verdict, verdict, write_report
 from posthoc_bhpeft.audit.result import Audit, Audited
-from posthoc_bhpeft.audit.significance import Correction
-from posthoc_bhpeft.audit.slices import Slice, slices
+from posthoc_bhpeft.audit.slices import Correction, Slice, slices
 
 __all__ = [
     "DETECTION",

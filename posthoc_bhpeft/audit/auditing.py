@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from posthoc_bhpeft.api import BayesianPeft
-from posthoc_bhpeft.audit.bootstrap import check_level
-from posthoc_bhpeft.audit.conformal import ConformalSets, conformal_sets
 from posthoc_bhpeft.audit.decisions import Decision, at_most_errors, review_share
+from posthoc_bhpeft.audit.decisions.conformal import ConformalSets, conformal_sets
+from posthoc_bhpeft.audit.decisions.guarantees import check_open
 from posthoc_bhpeft.audit.drift import Drift, drift
-from posthoc_bhpeft.audit.guarantees import check_open
-from posthoc_bhpeft.audit.measuring import compare, detect, measure
+from posthoc_bhpeft.audit.metrics.bootstrap import check_level
+from posthoc_bhpeft.audit.metrics.measuring import compare, detect, measure
 from posthoc_bhpeft.audit.predicting import predictions_of, rows_of
 from posthoc_bhpeft.audit.predictions import CONFIDENCE, Predictions
 from posthoc_bhpeft.audit.result import Audit, Audited

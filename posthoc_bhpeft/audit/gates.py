@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from posthoc_bhpeft.audit.catalogue import METRICS
+from posthoc_bhpeft.audit.metrics.catalogue import METRICS
 from posthoc_bhpeft.audit.result import Audit
 from posthoc_bhpeft.errors import ConfigError
 

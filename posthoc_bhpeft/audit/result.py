@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from posthoc_bhpeft.audit.conformal import ConformalSets
 from posthoc_bhpeft.audit.decisions import Decision
+from posthoc_bhpeft.audit.decisions.conformal import ConformalSets
 from posthoc_bhpeft.audit.drift import Drift
 from posthoc_bhpeft.audit.metrics import Interval
 from posthoc_bhpeft.audit.predictions import Predictions

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from posthoc_bhpeft.audit.catalogue import METRICS, Metric
 from posthoc_bhpeft.audit.metrics import Interval
+from posthoc_bhpeft.audit.metrics.catalogue import METRICS, Metric
 from posthoc_bhpeft.audit.report import verdict
 from posthoc_bhpeft.audit.result import Audit
 from posthoc_bhpeft.cli.output import Output

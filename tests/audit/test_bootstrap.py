@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from posthoc_bhpeft.audit.bootstrap import Draws, Interval, draw_weights, ends
+from posthoc_bhpeft.audit.metrics.bootstrap import Draws, Interval, draw_weights, ends
 from posthoc_bhpeft.errors import ConfigError
 
 

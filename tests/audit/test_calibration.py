@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from posthoc_bhpeft.audit import calibration
-from posthoc_bhpeft.audit.rows import Resampled, Rows
+from posthoc_bhpeft.audit.metrics import calibration
+from posthoc_bhpeft.audit.metrics.rows import Resampled, Rows
 from tests.audit.drawn import Pair, pair_of, pairs
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from posthoc_bhpeft.audit import calibration, metrics
-from posthoc_bhpeft.audit.catalogue import DETECTION, GAUSSIAN, METRICS, value_of
-from posthoc_bhpeft.audit.detection import Scored
-from posthoc_bhpeft.audit.gaussian import DrawnGaussians, Gaussians
+from posthoc_bhpeft.audit import metrics
+from posthoc_bhpeft.audit.metrics import calibration
+from posthoc_bhpeft.audit.metrics.catalogue import DETECTION, GAUSSIAN, METRICS, value_of
+from posthoc_bhpeft.audit.metrics.detection import Scored
+from posthoc_bhpeft.audit.metrics.gaussian import DrawnGaussians, Gaussians
+from posthoc_bhpeft.audit.metrics.rows import Resampled, Rows
 from posthoc_bhpeft.audit.predictions import Predictions
-from posthoc_bhpeft.audit.rows import Resampled, Rows
 from posthoc_bhpeft.errors import DataError
 from tests.audit.drawn import Pair, pair_of, pairs, weights_and_copies
 

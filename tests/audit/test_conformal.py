@@ -11,8 +11,8 @@ import pytest
 import torch
 from scipy.stats import beta
 
-from posthoc_bhpeft.audit import conformal
-from posthoc_bhpeft.audit.conformal import (
+from posthoc_bhpeft.audit.decisions import conformal
+from posthoc_bhpeft.audit.decisions.conformal import (
     check_sets,
     conformal_quantile,
     conformal_rank,

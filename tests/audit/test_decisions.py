@@ -11,8 +11,8 @@ import torch
 from scipy.stats import binomtest
 
 from posthoc_bhpeft import MAP, Linearized, Prediction
-from posthoc_bhpeft.audit.conformal import conformal_sets
-from posthoc_bhpeft.audit.decisions import (
+from posthoc_bhpeft.audit.decisions.conformal import conformal_sets
+from posthoc_bhpeft.audit.decisions.thresholds import (
     Decision,
     as_rule,
     at_most_errors,

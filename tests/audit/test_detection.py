@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from posthoc_bhpeft.audit import detection
+from posthoc_bhpeft.audit.metrics import detection
 from posthoc_bhpeft.errors import DataError, NonFiniteError
 from tests.audit.drawn import Floats
 

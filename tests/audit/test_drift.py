@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from posthoc_bhpeft.audit.drift import drift
-from posthoc_bhpeft.audit.labelshift import estimate_labels
-from posthoc_bhpeft.audit.periods import timeline, trend
-from posthoc_bhpeft.audit.predictions import Predictions
-from posthoc_bhpeft.audit.twosample import (
+from posthoc_bhpeft.audit.drift.labelshift import estimate_labels
+from posthoc_bhpeft.audit.drift.periods import timeline, trend
+from posthoc_bhpeft.audit.drift.twosample import (
     auroc,
     homogeneity_p_value,
     mean_difference,
@@ -18,6 +17,7 @@ from posthoc_bhpeft.audit.twosample import (
     tell_outputs_apart,
     tell_texts_apart,
 )
+from posthoc_bhpeft.audit.predictions import Predictions
 from posthoc_bhpeft.errors import ConfigError, DataError
 
 OLD, NEW = ["rates", "hold", "growth", "bank"], ["covid", "taper", "mask", "bank"]

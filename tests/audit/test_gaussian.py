@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from posthoc_bhpeft.audit import gaussian
+from posthoc_bhpeft.audit.metrics import gaussian
 from posthoc_bhpeft.errors import ConfigError, DataError, NonFiniteError
 from tests.audit.drawn import Floats
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from posthoc_bhpeft.audit.grouping import MISSING, group_times, group_values, is_missing
+from posthoc_bhpeft.audit.slices.grouping import MISSING, group_times, group_values, is_missing
 from posthoc_bhpeft.data.dates import parse_dates
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
-from posthoc_bhpeft.audit import guarantees as g
 from posthoc_bhpeft.audit.arrays import Floats
+from posthoc_bhpeft.audit.decisions import guarantees as g
 from posthoc_bhpeft.errors import ConfigError
 
 DRAWS = 500

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from posthoc_bhpeft.audit.catalogue import DETECTION, GAUSSIAN, METRICS
-from posthoc_bhpeft.audit.measuring import compare, detect, measure, measure_gaussian
+from posthoc_bhpeft.audit.metrics.catalogue import DETECTION, GAUSSIAN, METRICS
+from posthoc_bhpeft.audit.metrics.measuring import compare, detect, measure, measure_gaussian
 from posthoc_bhpeft.audit.predictions import Predictions
 from posthoc_bhpeft.errors import ConfigError, DataError
 from tests.audit.drawn import pair_of, pairs

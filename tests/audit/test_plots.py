@@ -16,7 +16,7 @@ from posthoc_bhpeft.audit import (
     stream_plot,
     uncertainty_plot,
 )
-from posthoc_bhpeft.audit.periods import Period
+from posthoc_bhpeft.audit.drift.periods import Period
 from posthoc_bhpeft.audit.plots import (
     confidence_histogram,
     confusion_plot,

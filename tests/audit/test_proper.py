@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from posthoc_bhpeft.audit import proper
+from posthoc_bhpeft.audit.metrics import proper
 from tests.audit.drawn import Pair, pairs
 
 

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 
 from posthoc_bhpeft.audit.drift import Drift
+from posthoc_bhpeft.audit.drift.periods import Period
 from posthoc_bhpeft.audit.metrics import Interval
-from posthoc_bhpeft.audit.periods import Period
 from posthoc_bhpeft.audit.report import Made, page, verdict, write_report
 from posthoc_bhpeft.audit.report.classes import confusions, counts, per_class
 from posthoc_bhpeft.audit.report.drawings import drawings, inline, marks
 from posthoc_bhpeft.audit.report.examples import MOST_LETTERS, galleries
 from posthoc_bhpeft.audit.report.glossary import ordered, term
 from posthoc_bhpeft.audit.report.tables import judged, rows
-from posthoc_bhpeft.audit.report.words import between, number, p_value, percent
 from posthoc_bhpeft.audit.result import Audit
+from posthoc_bhpeft.audit.words import between, number, p_value, percent
 from posthoc_bhpeft.errors import CheckpointError, ConfigError
 from tests.audit.audits import audit_of, decision, group, interval, predictions
 

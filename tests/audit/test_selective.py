@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from posthoc_bhpeft.audit import selective
-from posthoc_bhpeft.audit.rows import Rows
+from posthoc_bhpeft.audit.metrics import selective
+from posthoc_bhpeft.audit.metrics.rows import Rows
 from posthoc_bhpeft.errors import ConfigError
 from tests.audit.drawn import Pair, pairs
 

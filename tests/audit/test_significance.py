@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from posthoc_bhpeft.audit.significance import (
+from posthoc_bhpeft.audit.slices.significance import (
     Correction,
     accuracy_p_value,
     adjust,

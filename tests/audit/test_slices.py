@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 
 from posthoc_bhpeft.audit import metrics
-from posthoc_bhpeft.audit.grouping import group_values
 from posthoc_bhpeft.audit.predictions import Predictions
-from posthoc_bhpeft.audit.sentences import points
-from posthoc_bhpeft.audit.significance import accuracy_p_value, adjust, calibration_p_value
-from posthoc_bhpeft.audit.slices import (
+from posthoc_bhpeft.audit.slices.grouping import group_values
+from posthoc_bhpeft.audit.slices.measured import (
     LENGTH,
     OF_THE_LABEL,
     PREDICTED,
@@ -19,6 +17,8 @@ from posthoc_bhpeft.audit.slices import (
     goes_with_label,
     slices,
 )
+from posthoc_bhpeft.audit.slices.significance import accuracy_p_value, adjust, calibration_p_value
+from posthoc_bhpeft.audit.words import points
 from posthoc_bhpeft.errors import ConfigError, DataError
 
 

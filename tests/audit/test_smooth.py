@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from posthoc_bhpeft.audit.smooth import smooth_calibration_error
+from posthoc_bhpeft.audit.metrics.smooth import smooth_calibration_error
 from tests.audit.drawn import Floats, pair_of, pairs
 
 

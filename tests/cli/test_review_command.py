@@ -9,8 +9,8 @@ import shutil
 import pytest
 
 from posthoc_bhpeft import BayesianPeft
-from posthoc_bhpeft.audit.conformal import conformal_sets
 from posthoc_bhpeft.audit.decisions import as_rule, review_share
+from posthoc_bhpeft.audit.decisions.conformal import conformal_sets
 from posthoc_bhpeft.audit.predictions import Predictions
 from posthoc_bhpeft.checkpoints import load_tokenizer
 from posthoc_bhpeft.data import load_rows, make_loader

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from posthoc_bhpeft.audit.drift.periods import Period
 from posthoc_bhpeft.audit.metrics import Interval
-from posthoc_bhpeft.audit.periods import Period
 from posthoc_bhpeft.audit.plots.canvas import (
     INK,
     LEGEND,

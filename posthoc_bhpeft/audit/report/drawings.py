@@ -22,8 +22,8 @@ from posthoc_bhpeft.audit.plots import (
     uncertainty_plot,
 )
 from posthoc_bhpeft.audit.predictions import CONFIDENCE
-from posthoc_bhpeft.audit.report.words import counted, number, percent, slug
 from posthoc_bhpeft.audit.result import Audit, Audited
+from posthoc_bhpeft.audit.words import counted, number, percent, slug
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

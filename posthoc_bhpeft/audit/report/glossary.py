@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from posthoc_bhpeft.audit.catalogue import DETECTION, GAUSSIAN, METRICS, Metric
-from posthoc_bhpeft.audit.report.words import slug
+from posthoc_bhpeft.audit.metrics.catalogue import DETECTION, GAUSSIAN, METRICS, Metric
 from posthoc_bhpeft.audit.result import Audit
+from posthoc_bhpeft.audit.words import slug
 
 HEADLINE = (
     "accuracy", "macro_f1", "nll", "brier", "ece", "smooth_ece", "aurc", "errors_removed_at_10",

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from importlib import metadata, resources
 from typing import Any
 
-from posthoc_bhpeft.audit.report import words
+from posthoc_bhpeft.audit import words
 from posthoc_bhpeft.audit.report.classes import MOST_CLASSES, confusions, counts, per_class
 from posthoc_bhpeft.audit.report.drawings import LETTERS, Drawing, drawings
 from posthoc_bhpeft.audit.report.examples import galleries

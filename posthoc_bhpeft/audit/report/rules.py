@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from posthoc_bhpeft.audit.decisions import Decision
 from posthoc_bhpeft.audit.metrics import Interval
 from posthoc_bhpeft.audit.predictions import CONFIDENCE, Predictions
-from posthoc_bhpeft.audit.report.words import between, counted, number, percent
 from posthoc_bhpeft.audit.result import Audit
+from posthoc_bhpeft.audit.words import between, counted, number, percent
 from posthoc_bhpeft.errors import ConfigError
 
 Answer: TypeAlias = Literal["yes", "no", "not shown", "not asked"]

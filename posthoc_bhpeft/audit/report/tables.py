@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from posthoc_bhpeft.audit.metrics import Interval
 from posthoc_bhpeft.audit.report.glossary import Term, term
-from posthoc_bhpeft.audit.report.words import bare, ends, value
 from posthoc_bhpeft.audit.result import Audit
+from posthoc_bhpeft.audit.words import bare, ends, value
 
 
 @dataclass(frozen=True)

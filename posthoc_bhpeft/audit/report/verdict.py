@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from posthoc_bhpeft.audit.report.rules import Answer, Check, Rules, checks, first_promise, to_review
-from posthoc_bhpeft.audit.report.words import between, number, percent
 from posthoc_bhpeft.audit.result import Audit
+from posthoc_bhpeft.audit.words import between, number, percent
 
 READY = "Ready to answer by itself"
 REVIEW = "Use with review"

@@ -9,12 +9,19 @@ from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
-from posthoc_bhpeft.audit import calibration, detection, gaussian, proper, selective, smooth
 from posthoc_bhpeft.audit.arrays import Floats
-from posthoc_bhpeft.audit.detection import Scored
-from posthoc_bhpeft.audit.gaussian import DrawnGaussians
+from posthoc_bhpeft.audit.metrics import (
+    calibration,
+    detection,
+    gaussian,
+    proper,
+    selective,
+    smooth,
+)
+from posthoc_bhpeft.audit.metrics.detection import Scored
+from posthoc_bhpeft.audit.metrics.gaussian import DrawnGaussians
+from posthoc_bhpeft.audit.metrics.rows import Resampled, Rows
 from posthoc_bhpeft.audit.predictions import CONFIDENCE, Predictions
-from posthoc_bhpeft.audit.rows import Resampled, Rows
 
 Drawn = TypeVar("Drawn")
 

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posthoc_bhpeft.audit.arrays import Array, Floats
-from posthoc_bhpeft.audit.calibration import directional
-from posthoc_bhpeft.audit.rows import Positions, Resampled, Rows, group_sums
+from posthoc_bhpeft.audit.metrics.calibration import directional
+from posthoc_bhpeft.audit.metrics.rows import Positions, Resampled, Rows, group_sums
 
 # Cells of [0, 1] that gaps are put into; what a cell hides is below 1 / 2048 = 0.0005.
 CELLS = 2048

@@ -57,6 +57,13 @@ def counted(count: int, one: str, many: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
+def points(share: float) -> str:
+    """The size of a difference of shares: `12 points`, or `0.4 points` where it is small."""
+    size = abs(100 * share)
+    text = f"{size:.0f}" if size >= 1.5 else f"{size:.1f}".removesuffix(".0")
+    return f"{text} {'point' if text == '1' else 'points'}"
+
+
 def p_value(p: float) -> str:
     """A p-value: two digits, and nothing smaller than 0.001."""
     if not math.isfinite(p):

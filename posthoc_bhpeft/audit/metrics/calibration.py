@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posthoc_bhpeft.audit.arrays import Array, Floats
-from posthoc_bhpeft.audit.bootstrap import check_level
-from posthoc_bhpeft.audit.rows import BINS, Bins, Resampled, Rows, bins_of
+from posthoc_bhpeft.audit.metrics.bootstrap import check_level
+from posthoc_bhpeft.audit.metrics.rows import BINS, Bins, Resampled, Rows, bins_of
 from posthoc_bhpeft.errors import ConfigError
 
 # A gap of more standard errors than this has the sign it seems to have; a smaller one may not.

@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from posthoc_bhpeft.audit.labelshift import estimate_labels
-from posthoc_bhpeft.audit.metrics import Interval
-from posthoc_bhpeft.audit.periods import Period, Timeline, Trend, periods_of, timeline, trend
-from posthoc_bhpeft.audit.predictions import CONFIDENCE, Predictions
-from posthoc_bhpeft.audit.sentences import Facts, sentences
-from posthoc_bhpeft.audit.significance import adjust, check_level
-from posthoc_bhpeft.audit.twosample import (
+from posthoc_bhpeft.audit.drift.labelshift import estimate_labels
+from posthoc_bhpeft.audit.drift.periods import Period, Timeline, Trend, periods_of, timeline, trend
+from posthoc_bhpeft.audit.drift.sentences import Facts, sentences
+from posthoc_bhpeft.audit.drift.twosample import (
     Told,
     homogeneity_p_value,
     mean_difference,
     tell_outputs_apart,
     tell_texts_apart,
 )
+from posthoc_bhpeft.audit.metrics import Interval
+from posthoc_bhpeft.audit.predictions import CONFIDENCE, Predictions
+from posthoc_bhpeft.audit.slices.significance import adjust, check_level
 from posthoc_bhpeft.errors import ConfigError, DataError
 
 EPISTEMIC = "epistemic"

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posthoc_bhpeft.audit.arrays import Floats
-from posthoc_bhpeft.audit.grouping import Group, as_numbers, group_times, is_missing
+from posthoc_bhpeft.audit.drift.twosample import resampled_means
 from posthoc_bhpeft.audit.metrics import Interval
 from posthoc_bhpeft.audit.predictions import Predictions
-from posthoc_bhpeft.audit.significance import wilson
-from posthoc_bhpeft.audit.twosample import resampled_means
+from posthoc_bhpeft.audit.slices.grouping import Group, as_numbers, group_times, is_missing
+from posthoc_bhpeft.audit.slices.significance import wilson
 from posthoc_bhpeft.data.dates import parse_dates
 from posthoc_bhpeft.errors import DataError
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from posthoc_bhpeft.audit.arrays import Array, Floats, check_share
-from posthoc_bhpeft.audit.rows import Resampled, Rows
+from posthoc_bhpeft.audit.metrics.rows import Resampled, Rows
 
 
 @dataclass(frozen=True)

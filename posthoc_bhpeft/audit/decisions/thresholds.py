@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posthoc_bhpeft.audit.arrays import Floats, check_scores
-from posthoc_bhpeft.audit.conformal import ConformalSets
-from posthoc_bhpeft.audit.guarantees import (
+from posthoc_bhpeft.audit.decisions.conformal import ConformalSets
+from posthoc_bhpeft.audit.decisions.guarantees import (
     check_open,
     percent,
     rows_for_rate,
@@ -89,7 +89,7 @@ def at_most_errors(
 
     With probability `confidence` over the draw of the labelled rows, of all new rows from the same
     distribution that score at or below the threshold at most `rate` are answered wrongly. Exact in
-    finite samples, for any score and any ties; see `posthoc_bhpeft.audit.guarantees`.
+    finite samples, for any score and any ties; see `posthoc_bhpeft.audit.decisions.guarantees`.
 
     Args:
         predictions: Labelled rows that played no part in the fit.

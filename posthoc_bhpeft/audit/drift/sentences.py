@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from posthoc_bhpeft.audit.drift.periods import Period, Trend
+from posthoc_bhpeft.audit.drift.twosample import Told
 from posthoc_bhpeft.audit.metrics import Interval
-from posthoc_bhpeft.audit.periods import Period, Trend
 from posthoc_bhpeft.audit.predictions import CONFIDENCE, Predictions
-from posthoc_bhpeft.audit.twosample import Told
+from posthoc_bhpeft.audit.words import points
 
 Shares = Mapping[str, tuple[float, float]]
 
@@ -205,10 +206,3 @@ def _measured(value: float, name: str) -> str:
 
 def _percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f} %"
-
-
-def points(share: float) -> str:
-    """The size of a difference of shares: `12 points`, or `0.4 points` where it is small."""
-    size = abs(100 * share)
-    text = f"{size:.0f}" if size >= 1.5 else f"{size:.1f}".removesuffix(".0")
-    return f"{text} {'point' if text == '1' else 'points'}"

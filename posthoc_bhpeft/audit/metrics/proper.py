@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from posthoc_bhpeft.audit.arrays import Array, Floats
-from posthoc_bhpeft.audit.rows import Resampled, Rows, group_sums
+from posthoc_bhpeft.audit.metrics.rows import Resampled, Rows, group_sums
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from posthoc_bhpeft.audit.grouping import Group, group_values
 from posthoc_bhpeft.audit.metrics import Interval, negative_log_likelihood
 from posthoc_bhpeft.audit.predictions import Predictions
-from posthoc_bhpeft.audit.sentences import points
-from posthoc_bhpeft.audit.significance import (
+from posthoc_bhpeft.audit.slices.grouping import Group, group_values
+from posthoc_bhpeft.audit.slices.significance import (
     Correction,
     accuracy_p_value,
     adjust,
@@ -21,6 +20,7 @@ from posthoc_bhpeft.audit.significance import (
     gap_interval,
     wilson,
 )
+from posthoc_bhpeft.audit.words import points
 from posthoc_bhpeft.errors import ConfigError, DataError
 
 PREDICTED, TRUE, LENGTH = "predicted class", "true class", "text length (words)"

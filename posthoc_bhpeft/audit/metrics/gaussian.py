@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from posthoc_bhpeft.audit.arrays import Array, Floats, as_floats
-from posthoc_bhpeft.audit.bootstrap import check_level
-from posthoc_bhpeft.audit.calibration import directional
+from posthoc_bhpeft.audit.metrics.bootstrap import check_level
+from posthoc_bhpeft.audit.metrics.calibration import directional
 from posthoc_bhpeft.errors import DataError, NonFiniteError
 
 

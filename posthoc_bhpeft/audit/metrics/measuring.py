@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from posthoc_bhpeft.audit.arrays import Array, Floats
-from posthoc_bhpeft.audit.bootstrap import Draws, Interval, check_level, draw_weights
-from posthoc_bhpeft.audit.catalogue import DETECTION, GAUSSIAN, METRICS, Metric
-from posthoc_bhpeft.audit.detection import Scored
-from posthoc_bhpeft.audit.gaussian import DrawnGaussians, Gaussians
+from posthoc_bhpeft.audit.metrics.bootstrap import Draws, Interval, check_level, draw_weights
+from posthoc_bhpeft.audit.metrics.catalogue import DETECTION, GAUSSIAN, METRICS, Metric
+from posthoc_bhpeft.audit.metrics.detection import Scored
+from posthoc_bhpeft.audit.metrics.gaussian import DrawnGaussians, Gaussians
+from posthoc_bhpeft.audit.metrics.rows import Resampled, Rows
 from posthoc_bhpeft.audit.predictions import CONFIDENCE, Predictions
-from posthoc_bhpeft.audit.rows import Resampled, Rows
 from posthoc_bhpeft.errors import DataError
 
 Drawn = TypeVar("Drawn")
