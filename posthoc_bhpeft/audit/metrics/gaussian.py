@@ -16,7 +16,7 @@ import torch
 from posthoc_bhpeft.audit.arrays import Array, Floats, as_floats
 from posthoc_bhpeft.audit.metrics.bootstrap import check_level
 from posthoc_bhpeft.audit.metrics.calibration import directional
-from posthoc_bhpeft.errors import DataError, NonFiniteError
+from posthoc_bhpeft.errors import ConfigError, DataError, NonFiniteError
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,9 +86,15 @@ class Gaussians:
         )
         return found
 
+    @cached_property
+    def squared_error(self) -> Floats:
+        """``(target - mean)^2``, ``(N,)``."""
+        found: Floats = (self.targets - self.mean) ** 2
+        return found
+
     def inside(self, level: float) -> Floats:
         """One where the target is in the central interval of this level, ``(N,)``."""
-        found: Floats = (np.abs(self.z) <= _reach(level)).astype(np.float64)
+        found: Floats = (np.abs(self.z) <= reach(level)).astype(np.float64)
         return found
 
 
@@ -112,6 +118,22 @@ class DrawnGaussians:
     def mean(self, values: Floats) -> Floats:
         """Mean over the rows of each resample, ``(R,)``."""
         found: Floats = self.weights @ values / len(self.rows)
+        return found
+
+    def reviewed_error(self, share: float) -> Floats:
+        """Summed squared error of the share of rows with the largest deviation, ``(R,)``.
+
+        Rows of equal deviation are taken in equal parts, so that a deviation that is the same for
+        every row removes as much as chance would.
+        """
+        order = np.argsort(-self.rows.deviation, kind="stable")
+        first = np.flatnonzero(np.diff(self.rows.deviation[order], prepend=np.inf) != 0.0)
+        weights = self.weights[:, order]
+        rows = np.add.reduceat(weights, first, axis=1)
+        error = np.add.reduceat(weights * self.rows.squared_error[order], first, axis=1)
+        before = np.cumsum(rows, axis=1) - rows
+        taken = np.clip(share * len(self.rows) - before, 0.0, rows)
+        found: Floats = (error * taken / np.maximum(rows, 1.0)).sum(axis=1)
         return found
 
     @cached_property
@@ -143,6 +165,35 @@ def root_mean_squared_error(mean: Array, variance: Array, targets: Array) -> flo
     return float(rmse_of(DrawnGaussians.whole(rows))[0])
 
 
+def mean_absolute_error(mean: Array, variance: Array, targets: Array) -> float:
+    """Mean of ``|y - mean|``, in the unit of the targets, whatever the variance."""
+    rows = Gaussians.checked(mean, variance, targets)
+    return float(mae_of(DrawnGaussians.whole(rows))[0])
+
+
+def explained_variance(mean: Array, variance: Array, targets: Array) -> float:
+    """``R2 = 1 - sum (y - mean)^2 / sum (y - average of y)^2``; NaN if all targets are equal.
+
+    0 is what the average target would reach, and it may be far below.
+    """
+    rows = Gaussians.checked(mean, variance, targets)
+    return float(r2_of(DrawnGaussians.whole(rows))[0])
+
+
+def rmse_after_review(mean: Array, variance: Array, targets: Array, share: float = 0.10) -> float:
+    """`root_mean_squared_error` of the rows left when a share, the least certain, is taken out."""
+    rows = Gaussians.checked(mean, variance, targets)
+    return float(rmse_kept_of(DrawnGaussians.whole(rows), share)[0])
+
+
+def squared_error_removed(
+    mean: Array, variance: Array, targets: Array, share: float = 0.10
+) -> float:
+    """Part of all squared error that the share of rows with the largest deviation holds."""
+    rows = Gaussians.checked(mean, variance, targets)
+    return float(removed_of(DrawnGaussians.whole(rows), share)[0])
+
+
 def interval_coverage(mean: Array, variance: Array, targets: Array, level: float = 0.90) -> float:
     """Share of targets inside the central interval of this level; best where it is the level."""
     return float(Gaussians.checked(mean, variance, targets).inside(level).mean())
@@ -150,7 +201,7 @@ def interval_coverage(mean: Array, variance: Array, targets: Array, level: float
 
 def interval_width(mean: Array, variance: Array, targets: Array, level: float = 0.90) -> float:
     """Mean width of the central interval of this level, in the unit of the targets."""
-    return float(2.0 * _reach(level) * Gaussians.checked(mean, variance, targets).deviation.mean())
+    return float(2.0 * reach(level) * Gaussians.checked(mean, variance, targets).deviation.mean())
 
 
 def pit_error(mean: Array, variance: Array, targets: Array) -> float:
@@ -167,7 +218,36 @@ def pit_error(mean: Array, variance: Array, targets: Array) -> float:
 
 def rmse_of(drawn: DrawnGaussians) -> Floats:
     """`root_mean_squared_error` of each resample, ``(R,)``."""
-    return np.sqrt(drawn.mean((drawn.rows.targets - drawn.rows.mean) ** 2))
+    return np.sqrt(drawn.mean(drawn.rows.squared_error))
+
+
+def mae_of(drawn: DrawnGaussians) -> Floats:
+    """`mean_absolute_error` of each resample, ``(R,)``."""
+    return drawn.mean(np.abs(drawn.rows.targets - drawn.rows.mean))
+
+
+def r2_of(drawn: DrawnGaussians) -> Floats:
+    """`explained_variance` of each resample, ``(R,)``; NaN where all its targets are equal."""
+    # About their average, so that large targets lose no digits.
+    targets = drawn.rows.targets - drawn.rows.targets.mean()
+    spread = drawn.mean(targets**2) - drawn.mean(targets) ** 2
+    error = drawn.mean(drawn.rows.squared_error)
+    found: Floats = 1.0 - error / np.where(spread > 1e-12 * targets.var(), spread, np.nan)
+    return found
+
+
+def rmse_kept_of(drawn: DrawnGaussians, share: float = 0.10) -> Floats:
+    """`rmse_after_review` of each resample, ``(R,)``."""
+    left = drawn.mean(drawn.rows.squared_error) * len(drawn.rows) - drawn.reviewed_error(share)
+    found: Floats = np.sqrt(np.maximum(left, 0.0) / ((1.0 - _checked(share)) * len(drawn.rows)))
+    return found
+
+
+def removed_of(drawn: DrawnGaussians, share: float = 0.10) -> Floats:
+    """`squared_error_removed` of each resample, ``(R,)``; NaN where there is no error at all."""
+    whole = drawn.mean(drawn.rows.squared_error) * len(drawn.rows)
+    found: Floats = drawn.reviewed_error(_checked(share)) / np.where(whole > 0.0, whole, np.nan)
+    return found
 
 
 def coverage_of(drawn: DrawnGaussians, level: float = 0.90) -> Floats:
@@ -177,7 +257,7 @@ def coverage_of(drawn: DrawnGaussians, level: float = 0.90) -> Floats:
 
 def width_of(drawn: DrawnGaussians, level: float = 0.90) -> Floats:
     """`interval_width` of each resample, ``(R,)``."""
-    return drawn.mean(2.0 * _reach(level) * drawn.rows.deviation)
+    return drawn.mean(2.0 * reach(level) * drawn.rows.deviation)
 
 
 def pit_error_of(drawn: DrawnGaussians) -> Floats:
@@ -200,6 +280,17 @@ def pit_excess(drawn: DrawnGaussians) -> Floats:
     return found
 
 
-def _reach(level: float) -> float:
+def _checked(share: float) -> float:
+    """A share to take out.
+
+    Raises:
+        ConfigError: If it is not inside (0, 1).
+    """
+    if not 0.0 < share < 1.0:
+        raise ConfigError(f"share is {share}; it must lie between 0 and 1, such as 0.1 for 10 %.")
+    return share
+
+
+def reach(level: float) -> float:
     """Half the width of a central interval, in standard deviations."""
     return NormalDist().inv_cdf(0.5 + check_level(level) / 2.0)
