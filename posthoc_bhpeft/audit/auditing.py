@@ -19,10 +19,11 @@ from posthoc_bhpeft.audit.metrics.bootstrap import check_level
 from posthoc_bhpeft.audit.metrics.measuring import compare, detect, measure
 from posthoc_bhpeft.audit.predicting import predictions_of, rows_of
 from posthoc_bhpeft.audit.predictions import CONFIDENCE, Predictions
+from posthoc_bhpeft.audit.refusals import check_classes, check_columns, check_ours, check_rival
 from posthoc_bhpeft.audit.result import Audit, Audited
-from posthoc_bhpeft.audit.slices import LENGTH, PREDICTED, TRUE, slices
+from posthoc_bhpeft.audit.slices import Slice, slices
 from posthoc_bhpeft.data import TextData
-from posthoc_bhpeft.errors import ConfigError, DataError
+from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.review import SCORES
 from posthoc_bhpeft.rivals import Rival
 
@@ -46,7 +47,8 @@ class Plan:
         seed: Of everything random.
 
     Raises:
-        ConfigError: If a share, the level or the number of resamples is out of range.
+        ConfigError: If a share, the level or the number of resamples is out of range, or columns
+            are one name and no list.
     """
 
     score: str = CONFIDENCE
@@ -66,6 +68,10 @@ class Plan:
         check_level(self.level)
         if self.resamples < 1:
             raise ConfigError(f"resamples is {self.resamples}, it must be 1 or more.")
+        if isinstance(self.columns, str):
+            raise ConfigError(
+                f"columns is {self.columns!r}, it must be a list: columns=[{self.columns!r}]."
+            )
 
     def generator(self) -> torch.Generator:
         """The same resamples for every measurement."""
@@ -108,13 +114,15 @@ def audit(
         Everything found; `write_report` makes a page of it.
 
     Raises:
-        ConfigError: If there is no loader, or one that draws rows at random, a name is taken twice,
-            or settings contradict each other.
-        DataError: If there are no rows, rivals' rows are not the subject's, these are no class
-            probabilities, or there is no such score or column.
+        ConfigError: If something is no model and no predictions, there is no loader, or one that
+            draws rows at random, a name is taken twice, or settings contradict each other.
+        DataError: If there are no rows, a rival's rows or classes are not the subject's, these are
+            no class probabilities, or there is no such score or column.
     """
     plan = plan or Plan()
     rivals = {} if rivals is None else rivals
+    for one in (subject, *rivals.values()):
+        check_subject(one)
     name = name or name_of(subject)
     if name in rivals:
         raise ConfigError(
@@ -124,8 +132,11 @@ def audit(
     seen = Seen(loader, rows, progress)
     check_asked(plan, subject, seen, outside, reference)
     ours = seen.by(subject)
-    check_score(ours, plan.score)
-    theirs = {rival: seen.by(one) for rival, one in rivals.items()}
+    check_ours(ours, plan.score, plan.columns)
+    theirs = {}
+    for rival, one in rivals.items():
+        theirs[rival] = seen.by(one)
+        check_rival(ours, theirs[rival], rival)
     return Audit(
         subject=audited(name, ours, seen.outside(subject, outside), plan),
         rivals=tuple(
@@ -135,9 +146,10 @@ def audit(
         differences={rival: difference(ours, one, plan) for rival, one in theirs.items()},
         decisions=decisions(ours, plan),
         sets=prediction_sets(ours, plan),
-        slices=() if ours.labels is None else slices(ours, plan.columns, level=plan.level),
+        slices=groups(ours, plan),
         drift=drifted(ours, seen.reference(subject, reference), plan),
-        data=seen.describe(ours),
+        data=seen.source,
+        level=plan.level,
     )
 
 
@@ -184,13 +196,11 @@ class Seen:
         rows = subject if isinstance(subject, Predictions) else self.rows or rows_of(self.loader)
         return None if rows is None else tuple(rows.columns)
 
-    def describe(self, ours: Predictions) -> str:
-        """The rows in a few words."""
+    @property
+    def source(self) -> str:
+        """Where the rows came from and which split they are; empty where nobody knows."""
         rows = self.rows or rows_of(self.loader)
-        number = f"{len(ours)} rows"
-        if rows is None or not rows.source:
-            return number
-        return f"{rows.source}{f', {rows.split}' if rows.split else ''}, {number}"
+        return "" if rows is None else ", ".join(filter(None, [rows.source, rows.split]))
 
 
 def check_asked(
@@ -213,23 +223,23 @@ def check_asked(
             )
     if not isinstance(subject, Predictions) and plan.score not in SCORES:
         raise ConfigError(f"There is no score {plan.score!r}; a model has {', '.join(SCORES)}.")
-    columns = seen.columns(subject)
-    for name in () if columns is None else (*(plan.columns or ()), *filter(None, [plan.time])):
-        if name not in (*(columns or ()), PREDICTED, TRUE, LENGTH):
-            known = ", ".join(columns or ()) or "none"
-            raise DataError(f"There is no column {name!r}; the rows have {known}.")
+    if (columns := seen.columns(subject)) is not None:
+        check_columns(columns, plan.columns or (), plan.time)
 
 
-def check_score(ours: Predictions, score: str) -> None:
-    """Raise where rows cannot be ranked by a score.
+def check_subject(subject: Any) -> None:
+    """Raise where something neither predicts nor is predictions.
 
     Raises:
-        DataError: If there is none of that name, or it is the same for every row.
+        ConfigError: With how to make either.
     """
-    if score != CONFIDENCE and len(ours) > 1 and np.ptp(ours.score(score)) == 0:
-        raise DataError(
-            f"The score {score!r} is {ours.score(score)[0]:g} for every row, so it ranks none; a "
-            "model without posterior has no epistemic uncertainty. Use 'confidence' or 'total'."
+    # A rival is known by its method; a class has it too, and is not made yet.
+    predicts = hasattr(subject, "predict_loader") and not isinstance(subject, type)
+    if not predicts and not isinstance(subject, (nn.Module, Predictions)):
+        raise ConfigError(
+            f"A {type(subject).__name__} cannot be audited. Pass a BayesianPeft "
+            "(BayesianPeft.from_pretrained(folder)), a model, a rival, or Predictions "
+            "(read_predictions(file))."
         )
 
 
@@ -256,6 +266,7 @@ def audited(name: str, ours: Predictions, outside: Predictions | None, plan: Pla
         figures = dict(measure(ours, score=score, generator=plan.generator(), **settings))
     told = {}
     if outside is not None:
+        check_classes(ours, outside, "outside=")
         told = dict(detect(ours, outside, generator=plan.generator(), **settings))
     return Audited(name, ours, figures, told)
 
@@ -281,6 +292,14 @@ def difference(ours: Predictions, other: Predictions, plan: Plan) -> dict[str, A
             generator=plan.generator(),
         )
     )
+
+
+def groups(ours: Predictions, plan: Plan) -> tuple[Slice, ...]:
+    """Every group of rows that was asked for; without labels there is nothing to compare."""
+    if ours.labels is None:
+        return ()
+    columns = None if plan.columns is None else tuple(dict.fromkeys(plan.columns))
+    return slices(ours, columns, level=plan.level)
 
 
 def decisions(ours: Predictions, plan: Plan) -> tuple[Decision, ...]:

@@ -58,7 +58,8 @@ def predictions_of(
         check_kind(subject)
     rival = Point(subject) if isinstance(subject, nn.Module) else subject
     about_rows = rows or rows_of(loader)
-    names = names_for(about_rows, getattr(rival, "model", None))
+    # Rows whose labels are not read may call their classes what they like.
+    names = names_for(about_rows if labels else None, getattr(rival, "model", None))
     prediction = in_row_order(loader, rival.predict_loader(loader, progress=progress))
     if prediction.probabilities is None or prediction.multilabel:
         raise DataError(NOT_CLASSES)

@@ -47,7 +47,8 @@ class Audit:
         slices: Every group of every column asked for, the worst first.
         drift: Against a reference set, where one is given.
         sets: Conformal prediction sets, and what they cost.
-        data: What was audited: source, split, rows.
+        data: What was audited: source and split; empty where nobody knows.
+        level: Coverage of every interval, and probability of promises about errors.
     """
 
     subject: Audited
@@ -58,6 +59,7 @@ class Audit:
     drift: Drift | None = None
     sets: ConformalSets | None = None
     data: str = ""
+    level: float = 0.95
 
     def to_dict(self) -> dict[str, Any]:
         """Every figure as JSON data, without the rows themselves.
@@ -69,6 +71,7 @@ class Audit:
         content = {
             "data": self.data,
             "rows": len(self.subject.predictions),
+            "level": self.level,
             "subject": self.subject.name,
             "about": self.subject.predictions.about,
             "figures": {model.name: _intervals(model.figures) for model in models},

@@ -8,6 +8,7 @@ from posthoc_bhpeft.audit.metrics import Interval
 from posthoc_bhpeft.audit.metrics.catalogue import METRICS, Metric
 from posthoc_bhpeft.audit.report import verdict
 from posthoc_bhpeft.audit.result import Audit
+from posthoc_bhpeft.audit.words import counted
 from posthoc_bhpeft.cli.output import Output
 
 
@@ -20,7 +21,7 @@ def show(found: Audit, out: Output) -> None:
             for metric in METRICS
             if metric.name in found.subject.figures
         ]
-        out.table(found.data, ["", *(model.name for model in models)], rows)
+        out.table(heading(found), ["", *(model.name for model in models)], rows)
     for decision in found.decisions:
         out.say(f"{decision.goal}: {decision.guarantee}\n")
     for one in found.slices:
@@ -29,6 +30,12 @@ def show(found: Audit, out: Output) -> None:
     if found.drift is not None:
         out.say(f"\nDrift: {found.drift.finding}")
     out.say(f"\n{verdict(found)}")
+
+
+def heading(found: Audit) -> str:
+    """What was audited, and how many rows of it."""
+    rows = counted(len(found.subject.predictions), "row")
+    return f"{found.data}, {rows}" if found.data else rows
 
 
 def interval_text(metric: Metric[Any], interval: Interval) -> str:

@@ -132,7 +132,7 @@ def test_rivals_that_need_rows_get_them(fitted, data):
         "diagonal Laplace",
         "ensemble of 2",
     ]
-    assert result["data"] == f"{data}, test, 21 rows"
+    assert result["data"] == f"{data}, test"
     # The ensemble's second member is the model itself.
     one, both = result["figures"]["MAP"], result["figures"]["ensemble of 2"]
     assert one["nll"]["estimate"] == pytest.approx(both["nll"]["estimate"], abs=1e-6)
@@ -398,7 +398,7 @@ def test_files_about_other_rows(predicted, tmp_path):
     lines = predicted.read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / "fewer.jsonl").write_text("".join(lines[1:]), encoding="utf-8")
     (tmp_path / "turned.jsonl").write_text("".join([*lines[1:], lines[0]]), encoding="utf-8")
-    assert "120 rows and the rival 119" in refused("audit", predicted, tmp_path / "fewer.jsonl")
+    assert "120 rows and the rival 'fewer' 119" in refused("audit", predicted, tmp_path / "fewer.jsonl")
     assert "same order" in refused("audit", predicted, tmp_path / "turned.jsonl")
 
 

@@ -115,10 +115,11 @@ def drawings(audit: Audit) -> dict[str, Drawing]:
 def _all(audit: Audit) -> Iterator[Drawing]:
     predictions = audit.subject.predictions
     if predictions.labels is not None:
-        yield _reliability("reliability", audit.subject, MODELS[0])
+        yield _reliability("reliability", audit.subject, MODELS[0], audit.level)
         for place, rival in enumerate(audit.rivals):
             colour = MODELS[1 + place % (len(MODELS) - 1)]
-            yield _reliability(slug("reliability", str(place + 1), rival.name), rival, colour)
+            name = slug("reliability", str(place + 1), rival.name)
+            yield _reliability(name, rival, colour, audit.level)
         yield _risk_coverage(audit)
     yield _confidence(audit.subject)
     if {"aleatoric", "epistemic"} <= set(predictions.scores) and predictions.scores[
@@ -131,10 +132,10 @@ def _all(audit: Audit) -> Iterator[Drawing]:
         yield _periods(audit)
 
 
-def _reliability(name: str, model: Audited, colour: str) -> Drawing:
+def _reliability(name: str, model: Audited, colour: str, level: float) -> Drawing:
     p, y = model.predictions.probabilities, model.predictions.labels
     assert y is not None
-    found = reliability(p, y, int(np.clip(len(p) // 40, 4, 15)), equal_mass=True)
+    found = reliability(p, y, int(np.clip(len(p) // 40, 4, 15)), equal_mass=True, level=level)
     inside = int(((found.low <= found.confidence) & (found.confidence <= found.high)).sum())
     above = int((found.accuracy < found.confidence).sum())
     worst = int(np.abs(found.accuracy - found.confidence).argmax())
@@ -142,13 +143,14 @@ def _reliability(name: str, model: Audited, colour: str) -> Drawing:
         name=name,
         title=f"Is {model.name} as sure as it is right?",
         caption="On the dashed line it is right as often as it says; a point below it means too "
-        "sure, and where the bar (95 % interval) crosses the line, chance may be all there is.",
+        f"sure, and where the bar ({percent(level, 0)} interval) crosses the line, chance may be "
+        "all there is.",
         text=f"{counted(len(found.counts), 'point')}, each of about equally many rows. In {inside} "
         f"the interval holds the confidence; in {above} accuracy is below confidence. The largest "
         f"gap is where confidence is {percent(found.confidence[worst])} and accuracy "
         f"{percent(found.accuracy[worst])}.",
         draw=lambda title: reliability_diagram(
-            {model.name: p}, y, title=title, counts=False, colours=(colour,)
+            {model.name: p}, y, title=title, level=level, counts=False, colours=(colour,)
         ),
     )
 
@@ -253,8 +255,8 @@ def _slices(audit: Audit) -> Drawing:
     return Drawing(
         name="slices",
         title="How often it is right, by group",
-        caption="Each line is the 95 % interval of a group's accuracy, the dashed line the "
-        f"accuracy of all rows; diamonds have a finding.{more}",
+        caption=f"Each line is the {percent(audit.level, 0)} interval of a group's accuracy, the "
+        f"dashed line the accuracy of all rows; diamonds have a finding.{more}",
         text=f"{counted(found, 'group')} of {len(audit.slices)} with a finding; the table below "
         "has the figures.",
         draw=lambda title: slices_plot(
@@ -270,8 +272,8 @@ def _periods(audit: Audit) -> Drawing:
     return Drawing(
         name="periods",
         title="Doubt, confidence and accuracy over time",
-        caption="Bands are 95 % intervals; doubt that rises while accuracy falls says that the "
-        "world has moved away from the training rows.",
+        caption=f"Bands are {percent(audit.level, 0)} intervals; doubt that rises while accuracy "
+        "falls says that the world has moved away from the training rows.",
         text=f"From {first.name} to {last.name} mean doubt goes from "
         f"{number(first.epistemic.estimate)} to {number(last.epistemic.estimate)} nats and mean "
         f"confidence from {percent(first.confidence.estimate)} to "

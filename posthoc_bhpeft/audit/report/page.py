@@ -62,7 +62,7 @@ def page(
 
     Args:
         audit: What was found.
-        rules: Borders of the verdict; `None` is `Rules()`.
+        rules: Borders of the verdict; `None` is `Rules()` at the audit's level.
         made: When and how; `None` is now.
         pictures: From `drawings`, where they are at hand.
 
@@ -79,7 +79,6 @@ def page(
             subject=audit.subject,
             predictions=audit.subject.predictions,
             verdict=verdict(audit, rules),
-            rules=rules or Rules(),
             how=HOW,
             sections=sections(audit, drawn),
             pictures=drawn,

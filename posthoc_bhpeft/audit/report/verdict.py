@@ -55,14 +55,14 @@ class Verdict:
 def verdict(audit: Audit, rules: Rules | None = None) -> Verdict:
     """Whether a model may answer by itself, with review, or not: the first of `HOW` that holds.
 
-    Every rule looks at the end of a 95 % interval and not at an estimate, so few rows lead to
-    "too little evidence", never to "ready".
+    Every rule looks at the end of an interval and not at an estimate, so few rows lead to "too
+    little evidence", never to "ready".
 
     Args:
         audit: What was found.
-        rules: Where the borders lie; `None` is `Rules()`.
+        rules: Where the borders lie; `None` is `Rules()` at the audit's level.
     """
-    rules = rules or Rules()
+    rules = rules or Rules(level=audit.level)
     asked = checks(audit, rules)
     level = level_of({check.name: check.answer for check in asked})
     return Verdict(level, asked, _advice(audit, level, asked, rules))

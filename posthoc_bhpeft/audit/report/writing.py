@@ -26,7 +26,7 @@ def write_report(
     Args:
         audit: What was found.
         place: A folder, which gets `report.html`; or a file that ends in `.html`.
-        rules: Borders of the verdict; `None` is `Rules()`.
+        rules: Borders of the verdict; `None` is `Rules()` at the audit's level.
         made: When and how; `None` is now, by no command.
 
     Raises:
