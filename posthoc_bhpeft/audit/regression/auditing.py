@@ -131,11 +131,16 @@ def audit_regression(
         rival: real_predictions_of(one, loader, rows, progress=progress)
         for rival, one in rivals.items()
     }
-    data = described(rows or rows_of(loader), len(ours))
+    data = described(rows or rows_of(loader))
     if ours.targets is None:
         models = {key: AuditedRegression(key, one) for key, one in {name: ours, **theirs}.items()}
         return RegressionAudit(
-            models.pop(name), tuple(models.values()), decisions=decisions(ours, plan), data=data
+            models.pop(name),
+            tuple(models.values()),
+            decisions=decisions(ours, plan),
+            tolerance=plan.tolerance,
+            data=data,
+            level=plan.level,
         )
     for rival, one in theirs.items():
         check_same_rows(ours, one, rival)
@@ -150,6 +155,7 @@ def audit_regression(
         groups=groups(ours, plan.columns, level=plan.level),
         tolerance=plan.tolerance,
         data=data,
+        level=plan.level,
     )
 
 
@@ -214,9 +220,6 @@ def check_columns(plan: RegressionPlan, subject: RealSubject, rows: TextData | N
             raise DataError(f"There is no column {name!r}; the rows have {known}.")
 
 
-def described(rows: TextData | None, number: int) -> str:
-    """The rows in a few words."""
-    counted = f"{number} rows"
-    if rows is None or not rows.source:
-        return counted
-    return f"{rows.source}{f', {rows.split}' if rows.split else ''}, {counted}"
+def described(rows: TextData | None) -> str:
+    """Where the rows came from and which split they are; empty where nobody knows."""
+    return "" if rows is None else ", ".join(filter(None, [rows.source, rows.split]))

@@ -48,7 +48,8 @@ class RegressionAudit:
         conformal: Intervals with a promise.
         groups: Every group of every column asked for, those with a finding first.
         tolerance: The largest error that does no harm, where one was given.
-        data: What was audited: source, split, rows.
+        data: What was audited: source and split; empty where nobody knows.
+        level: Coverage of every interval, and probability of promises.
     """
 
     subject: AuditedRegression
@@ -59,6 +60,7 @@ class RegressionAudit:
     groups: tuple[RealGroup, ...] = ()
     tolerance: float | None = None
     data: str = ""
+    level: float = 0.95
 
     def to_dict(self) -> dict[str, Any]:
         """Every figure as JSON data, without the rows themselves; as `Audit.to_dict`."""
@@ -66,6 +68,7 @@ class RegressionAudit:
         content = {
             "data": self.data,
             "rows": len(self.subject.predictions),
+            "level": self.level,
             "subject": self.subject.name,
             "about": self.subject.predictions.about,
             "tolerance": self.tolerance,

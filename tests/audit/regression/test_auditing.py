@@ -31,7 +31,7 @@ QUICK = RegressionPlan(resamples=50)
 def loader_of(rows: int = 24, seed: int = 0) -> list[Any]:
     """Batches whose targets are linear in their inputs, with noise."""
     generator = seeded(seed)
-    inputs = torch.randn(rows, 3, generator=generator, dtype=torch.float64)
+    inputs = torch.randn(rows, 4, generator=generator, dtype=torch.float64)
     noise = torch.randn(rows, generator=generator, dtype=torch.float64)
     targets = (inputs.sum(1) + 0.5 * noise)[:, None]
     return list(zip(inputs.split(8), targets.split(8), strict=True))
@@ -57,7 +57,7 @@ def test_an_audit_of_a_posterior(model: Any) -> None:
     assert list(found.subject.figures) == [metric.name for metric in REGRESSION]
     assert found.differences["MAP"]["rmse"].estimate == pytest.approx(0.0, abs=1e-12)
     assert not found.rivals[0].predictions.epistemic.any()
-    assert found.data == "40 rows"
+    assert found.data == ""
 
 
 def test_noise_of_held_out_rows(model: Any) -> None:
@@ -134,7 +134,7 @@ def test_card_row() -> None:
     found = audit_regression(honest(100), plan=QUICK)
     lines = found.card_row(("rmse",)).splitlines()
     assert lines[0] == "| data | rows | rmse |"
-    assert lines[2].startswith("| 100 rows | 100 | 0.9") or "(" in lines[2]
+    assert lines[2].startswith("| – | 100 | ")
 
 
 def test_texts_and_columns_of_a_loader_come_along(model: Any) -> None:
@@ -153,7 +153,7 @@ def test_texts_and_columns_of_a_loader_come_along(model: Any) -> None:
         real_predictions_of(subject, held_out, other, progress=False)
     plan = RegressionPlan(resamples=5, columns=[])
     found = audit_regression(subject, held_out, rows=rows, plan=plan, progress=False)
-    assert found.data == "here, test, 16 rows"
+    assert found.data == "here, test"
 
 
 def test_what_an_audit_refuses(model: Any) -> None:
@@ -170,7 +170,7 @@ def test_what_an_audit_refuses(model: Any) -> None:
     with pytest.raises(DataError, match="9 rows and other 8"):
         audit_regression(honest(9), rivals={"other": honest(8)}, plan=QUICK)
     with pytest.raises(DataError, match=r"class probabilities.*Call audit"):
-        audit_regression(Point(mlp(4, 3)), [torch.zeros(2, 3).double()], progress=False)
+        audit_regression(Point(mlp(4, 3)), [torch.zeros(2, 4).double()], progress=False)
 
 
 @pytest.mark.parametrize(
