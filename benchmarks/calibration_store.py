@@ -1,0 +1,162 @@
+"""Scores in a file that is committed, so that a later run adds only what is missing.
+
+A line of `calibration.csv` is a method on a cell. `cell` is the cell's key, with the hash of all
+that decides it: a line counts only where that is still what the cell would be, and where the
+method has not been revised since.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from calibration_data import Cell
+from calibration_methods import METHODS, Outcome
+from torch import Tensor
+
+from posthoc_bhpeft.audit import metrics
+from posthoc_bhpeft.audit.metrics import detection
+
+FIGURES = ("accuracy", "nll", "ece", "brier", "aurc")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A method on a cell; what is not known is NaN.
+
+    Attributes:
+        cell: key of the cell.
+        name: of the set.
+        rows: training rows.
+        protocol: how long the model was trained.
+        seed: of the cell.
+        method: name of the method.
+        revision: of the method.
+        n: test rows.
+        accuracy, nll, ece, brier, aurc: as in `posthoc_bhpeft.audit.metrics`.
+        removed: share of the errors that go with the 10 % least confident rows.
+        less, low, high: NLL less that of MAP on the same rows, with its 95 % interval.
+        auroc, auroc_total, auroc_epistemic: rows of no known class told from test rows by one less
+            the top probability, by entropy, and by the epistemic uncertainty.
+        fit_seconds, predict_seconds: of processor time.
+    """
+
+    cell: str
+    name: str
+    rows: int
+    protocol: str
+    seed: int
+    method: str
+    revision: int
+    n: int
+    accuracy: float
+    nll: float
+    ece: float
+    brier: float
+    aurc: float
+    removed: float
+    less: float
+    low: float
+    high: float
+    auroc: float
+    auroc_total: float
+    auroc_epistemic: float
+    fit_seconds: float
+    predict_seconds: float
+
+
+def score(cell: Cell, method: str, found: Outcome, plain: Tensor) -> Score:
+    """One method's figures.
+
+    Args:
+        cell: the trained model.
+        method: its name.
+        found: what it said.
+        plain: MAP's probabilities of the same rows.
+    """
+    p, labels = found.test.probabilities, found.test.labels
+    assert p is not None
+    assert labels is not None
+    told = metrics.summary(p, labels)
+    less = metrics.paired_bootstrap(metrics.negative_log_likelihood, plain, p, labels)
+    return Score(
+        cell=cell.key,
+        name=cell.name,
+        rows=cell.rows,
+        protocol=cell.protocol,
+        seed=cell.seed,
+        method=method,
+        revision=METHODS[method].revision,
+        n=len(labels),
+        **{name: float(getattr(told, name)) for name in FIGURES},
+        removed=1 - told.errors_left / told.errors if told.errors else math.nan,
+        less=less.estimate,
+        low=less.low,
+        high=less.high,
+        **told_apart(found),
+        fit_seconds=found.seconds[0],
+        predict_seconds=found.seconds[1],
+    )
+
+
+def told_apart(found: Outcome) -> dict[str, float]:
+    """How well each doubt tells rows of no known class from test rows."""
+    names = ("auroc", "auroc_total", "auroc_epistemic")
+    if found.outside is None:
+        return dict.fromkeys(names, math.nan)
+    doubts = [
+        (1 - one.probabilities.max(-1).values, one.total, one.epistemic)
+        for one in (found.test, found.outside)
+    ]
+    inside, outside = [[part.double().numpy() for part in doubt] for doubt in doubts]
+    pairs = zip(names, inside, outside, strict=True)
+    return {name: detection.auroc(here, there) for name, here, there in pairs}
+
+
+def load(path: Path) -> dict[tuple[str, str], Score]:
+    """Scores by key of the cell and method; those of an older revision are left out."""
+    if not path.is_file():
+        return {}
+    kinds = {one.name: {"str": str, "int": int}.get(str(one.type), float) for one in fields(Score)}
+    with path.open(encoding="utf-8", newline="") as file:
+        found = [
+            Score(**{name: kinds[name](value or "nan") for name, value in line.items()})
+            for line in csv.DictReader(file)
+        ]
+    return {(s.cell, s.method): s for s in found if is_current(s)}
+
+
+def is_current(found: Score) -> bool:
+    """Whether the method is still what it was."""
+    return found.method in METHODS and METHODS[found.method].revision == found.revision
+
+
+def as_csv(scores: Iterable[Score]) -> str:
+    """All scores, in the order given."""
+    text = io.StringIO()
+    names = [field.name for field in fields(Score)]
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    for one in scores:
+        writer.writerow({name: shown(value) for name, value in asdict(one).items()})
+    return text.getvalue()
+
+
+def shown(value: str | int | float) -> str:
+    """Numbers with five digits; nothing where nothing is known."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.5g}"
+    return str(value)
+
+
+def keep(folder: Path, cell: Cell, found: Mapping[str, Outcome]) -> None:
+    """Put what the methods said beside the checkpoints, for a closer look."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for method, one in found.items():
+        file = folder / f"{cell.key}-{method.replace(' ', '-')}.pt"
+        torch.save({"test": vars(one.test), "outside": one.outside and vars(one.outside)}, file)
