@@ -171,6 +171,12 @@ def mean_absolute_error(mean: Array, variance: Array, targets: Array) -> float:
     return float(mae_of(DrawnGaussians.whole(rows))[0])
 
 
+def mean_error(mean: Array, variance: Array, targets: Array) -> float:
+    """Mean of ``mean - y``, in the unit of the targets: above zero where predictions are high."""
+    rows = Gaussians.checked(mean, variance, targets)
+    return float(bias_of(DrawnGaussians.whole(rows))[0])
+
+
 def explained_variance(mean: Array, variance: Array, targets: Array) -> float:
     """``R2 = 1 - sum (y - mean)^2 / sum (y - average of y)^2``; NaN if all targets are equal.
 
@@ -224,6 +230,11 @@ def rmse_of(drawn: DrawnGaussians) -> Floats:
 def mae_of(drawn: DrawnGaussians) -> Floats:
     """`mean_absolute_error` of each resample, ``(R,)``."""
     return drawn.mean(np.abs(drawn.rows.targets - drawn.rows.mean))
+
+
+def bias_of(drawn: DrawnGaussians) -> Floats:
+    """`mean_error` of each resample, ``(R,)``."""
+    return drawn.mean(drawn.rows.mean - drawn.rows.targets)
 
 
 def r2_of(drawn: DrawnGaussians) -> Floats:

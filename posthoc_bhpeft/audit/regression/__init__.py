@@ -16,7 +16,9 @@ from posthoc_bhpeft.audit.regression.decisions import (
     review_least_sure,
 )
 from posthoc_bhpeft.audit.regression.figures import REGRESSION
+from posthoc_bhpeft.audit.regression.files import read_real_predictions
 from posthoc_bhpeft.audit.regression.groups import RealGroup, groups
+from posthoc_bhpeft.audit.regression.page import regression_page, write_regression_report
 from posthoc_bhpeft.audit.regression.predicting import (
     fit_noise,
     is_regression,
@@ -24,6 +26,7 @@ from posthoc_bhpeft.audit.regression.predicting import (
 )
 from posthoc_bhpeft.audit.regression.predictions import RealPredictions
 from posthoc_bhpeft.audit.regression.result import AuditedRegression, RegressionAudit
+from posthoc_bhpeft.audit.regression.verdict import real_verdict
 
 __all__ = [
     "REGRESSION",
@@ -44,6 +47,10 @@ __all__ = [
     "fit_noise",
     "groups",
     "is_regression",
+    "read_real_predictions",
     "real_predictions_of",
+    "real_verdict",
+    "regression_page",
     "review_least_sure",
+    "write_regression_report",
 ]

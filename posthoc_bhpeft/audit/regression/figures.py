@@ -12,6 +12,7 @@ from posthoc_bhpeft.audit.metrics.bootstrap import Draws, draw_weights
 from posthoc_bhpeft.audit.metrics.catalogue import GAUSSIAN, Metric
 from posthoc_bhpeft.audit.metrics.gaussian import (
     DrawnGaussians,
+    bias_of,
     mae_of,
     r2_of,
     removed_of,
@@ -34,6 +35,20 @@ REGRESSION: tuple[Metric[DrawnGaussians], ...] = (
         "https://en.wikipedia.org/wiki/Mean_absolute_error",
         mae_of,
         most=np.inf,
+    ),
+    Metric(
+        "bias",
+        "Mean error",
+        "Which way predictions lean: above 0 they are too high on average, below 0 too low. Large "
+        "errors either way cancel.",
+        "1/N sum_n (mu_n - y_n)",
+        "target",
+        "unit of the targets",
+        "https://en.wikipedia.org/wiki/Bias_of_an_estimator",
+        bias_of,
+        least=-np.inf,
+        most=np.inf,
+        target=0.0,
     ),
     Metric(
         "r2",
@@ -74,7 +89,7 @@ REGRESSION: tuple[Metric[DrawnGaussians], ...] = (
 """All figures of a regression."""
 
 HEADLINE = (
-    "rmse", "r2", "gaussian_nll", "crps", "interval_coverage", "interval_width",
+    "rmse", "r2", "bias", "gaussian_nll", "crps", "interval_coverage", "interval_width",
     "error_removed_at_10",
 )  # fmt: skip
 """The figures that are shown at once; the others are folded."""

@@ -93,6 +93,7 @@ def groups(
     """
     check_level(level)
     adjust([], correction)
+    _ = predictions.known_targets
     if min_rows < 2 or most < 2:
         raise ConfigError(f"min_rows is {min_rows} and most is {most}; both must be 2 or more.")
     found: list[RealGroup] = []

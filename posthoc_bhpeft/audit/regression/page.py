@@ -145,9 +145,10 @@ def folded() -> tuple[str, ...]:
 
 
 def term(metric: Metric[Any]) -> Term:
-    """A metric as the page shows it."""
+    """A metric as the page shows it; narrow intervals alone are no good."""
+    better = "" if metric.name == "interval_width" else metric.better
     return Term(
-        metric.name, metric.title, metric.definition, metric.formula, metric.better, metric.unit,
+        metric.name, metric.title, metric.definition, metric.formula, better, metric.unit,
         metric.source, metric.target,
     )  # fmt: skip
 

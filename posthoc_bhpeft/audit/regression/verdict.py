@@ -78,13 +78,13 @@ def knows(audit: RegressionAudit, rules: Rules) -> Check:
 
 def errors(audit: RegressionAudit, rules: Rules) -> Check:
     """Whether it is off by more than the tolerance rarely enough."""
-    rmse = f"RMSE {between(audit.subject.figures['rmse'])}"
+    found = f"RMSE {between(audit.subject.figures['rmse'])}{lean(audit.subject.figures['bias'])}"
     answer: Answer = "not asked"
-    sentence = f"{rmse}; which error is small enough was not said."
+    sentence = f"{found}. Which error is small enough was not said."
     if audit.tolerance is not None:
         off = exact(off_by_more(audit.subject.predictions, audit.tolerance), rules.level)
         answer = at_most(off, rules.error_rate)
-        sentence = f"{between(off, share=True)} are off by more than {audit.tolerance:g}; {rmse}."
+        sentence = f"{between(off, share=True)} are off by more than {audit.tolerance:g}; {found}."
     return Check(
         name="errors",
         question="Is it close enough, often enough?",
@@ -93,6 +93,14 @@ def errors(audit: RegressionAudit, rules: Rules) -> Check:
         answer=answer,
         sentence=sentence,
     )
+
+
+def lean(bias: Interval) -> str:
+    """Which way predictions lean, where their interval shows it."""
+    if not bias.excludes(0.0):
+        return ""
+    way = "high" if bias.estimate > 0 else "low"
+    return f", and on average too {way} by {number(abs(bias.estimate))}"
 
 
 def calibration(audit: RegressionAudit, rules: Rules) -> Check:
@@ -182,7 +190,7 @@ def advice(
     answers = {name: check.answer for name, check in found.items()}
     said = []
     if level == NOT_YET:
-        why = ("knows",) if answers["knows"] == "no" else ("errors", "ranking")
+        why = ("knows", "errors") if answers["knows"] == "no" else ("errors", "ranking")
         said.append(" ".join(found[name].sentence for name in why))
     if level == UNCLEAR:
         said.append(

@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import mean_absolute_error, r2_score
 
 from posthoc_bhpeft.audit.metrics import gaussian
+from posthoc_bhpeft.audit.metrics.catalogue import GAUSSIAN
 from posthoc_bhpeft.audit.metrics.gaussian import DrawnGaussians, Gaussians
 from posthoc_bhpeft.audit.regression import REGRESSION, RealPredictions
 from posthoc_bhpeft.audit.regression.figures import (
@@ -18,7 +19,7 @@ from posthoc_bhpeft.errors import ConfigError, DataError
 from tests.audit.drawn import weights_and_copies
 from tests.audit.regression.made import honest, point
 
-ADDED = REGRESSION[-4:]
+ADDED = REGRESSION[len(GAUSSIAN) :]
 
 
 def taken(found: RealPredictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -30,6 +31,7 @@ def test_error_figures_are_those_of_sklearn() -> None:
     mean, _, targets = taken(found)
     expected = mean_absolute_error(targets, mean)
     assert gaussian.mean_absolute_error(*taken(found)) == pytest.approx(expected)
+    assert gaussian.mean_error(*taken(found)) == pytest.approx((mean - targets).mean())
     assert gaussian.explained_variance(*taken(found)) == pytest.approx(r2_score(targets, mean))
 
 
@@ -127,7 +129,7 @@ def test_differences_are_paired() -> None:
     ours = honest(300)
     mine, theirs = draws_of(ours, 200), draws_of(point(ours), 200)
     found = differences(mine, theirs)
-    for name in ("rmse", "mae", "r2"):
+    for name in ("rmse", "mae", "bias", "r2"):
         assert (found[name].low, found[name].estimate, found[name].high) == (0.0, 0.0, 0.0)
     assert found["gaussian_nll"].high < 0
     first, second = intervals(mine), intervals(theirs)
