@@ -113,9 +113,10 @@ def test_streams(
 
 
 def write_split(folder: Path, split: str, rows: TextData) -> None:
+    """Rows as a file, cut to what the tiny model can hold."""
     names = rows.label_names or ()
     lines = [
-        json.dumps({"text": text, "label": label}) + "\n"
+        json.dumps({"text": " ".join(text.split()[:20]), "label": label}) + "\n"
         for text, label in zip(rows.texts, rows.labels or (), strict=True)
     ]
     folder.mkdir(parents=True, exist_ok=True)
@@ -187,7 +188,7 @@ def options_of(commands: Sequence[str]) -> set[str]:
 
 
 def test_options_that_the_audits_page_names_exist() -> None:
-    named = re.findall(r"(?<![\w-])--[a-z-]+", AUDIT.read_text("utf-8"))
+    named = re.findall(r"(?<![\w-])--[a-z][a-z-]+", AUDIT.read_text("utf-8"))
     assert len({*named}) > 10
     assert {*named} <= options_of(("audit", "predict", "demo"))
 
@@ -208,10 +209,10 @@ def test_the_audits_page_has_every_level_border_and_section() -> None:
 
 
 def test_the_rows_that_the_audits_page_says_a_promise_takes() -> None:
-    rates = (0.01, 0.02, 0.025, 0.03, 0.04)
-    needed = [rows_without_error(0.05, 0.95), *(rows_for_rate(r, 0.05, 0.05) for r in rates)]
-    line = f"| labelled rows that must be *answered* | {' | '.join(f'{n:,}' for n in needed)} |"
-    assert line in AUDIT.read_text("utf-8")
+    text = AUDIT.read_text("utf-8")
+    assert f"| none | {rows_without_error(0.05, 0.95)} |" in text
+    for rate in (0.01, 0.02, 0.025, 0.03, 0.04):
+        assert f"| {100 * rate:g} % | {rows_for_rate(rate, 0.05, 0.05):,} |" in text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
