@@ -16,7 +16,7 @@ from posthoc_bhpeft.audit.regression.decisions import (
     review_least_sure,
 )
 from posthoc_bhpeft.audit.regression.figures import REGRESSION
-from posthoc_bhpeft.audit.regression.files import read_real_predictions
+from posthoc_bhpeft.audit.regression.files import holds_real_predictions, read_real_predictions
 from posthoc_bhpeft.audit.regression.groups import RealGroup, groups
 from posthoc_bhpeft.audit.regression.page import regression_page, write_regression_report
 from posthoc_bhpeft.audit.regression.predicting import (
@@ -46,6 +46,7 @@ __all__ = [
     "coverage_at",
     "fit_noise",
     "groups",
+    "holds_real_predictions",
     "is_regression",
     "read_real_predictions",
     "real_predictions_of",

@@ -25,6 +25,18 @@ _FORMS = (
 )
 
 
+def holds_real_predictions(path: str | Path) -> bool:
+    """Whether a file of predictions is about numbers: means with variances, no probabilities.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+    columns = _columns(Path(path).expanduser())
+    spread = any(name in columns for name in (*_VARIANCES, *_DEVIATIONS))
+    classes = any(value is not None for value in columns.get("probabilities", ()))
+    return spread and not classes and any(name in columns for name in _MEANS)
+
+
 def read_real_predictions(path: str | Path) -> RealPredictions:
     """Predictions from jsonl, json, csv, tsv, parquet or npz; what `bhpeft predict` writes is one.
 
@@ -42,8 +54,7 @@ def read_real_predictions(path: str | Path) -> RealPredictions:
     """
     place = Path(path).expanduser()
     try:
-        columns = _arrays(place) if place.suffix.lower() == ".npz" else _table(place)
-        return _predictions(columns, place)
+        return _predictions(_columns(place), place)
     except BhpeftError as error:
         said = str(error)
         raise type(error)(said if str(place) in said else f"{place}: {said}") from error
@@ -103,6 +114,10 @@ def _numbers(columns: Columns, name: str) -> Floats:
         return np.asarray(columns[name], dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(f"The column {name!r} must hold numbers: {error}. {_FORMS}") from error
+
+
+def _columns(path: Path) -> Columns:
+    return _arrays(path) if path.suffix.lower() == ".npz" else _table(path)
 
 
 def _table(path: Path) -> Columns:

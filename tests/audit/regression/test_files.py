@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from posthoc_bhpeft.audit.regression import read_real_predictions
+from posthoc_bhpeft.audit.regression import holds_real_predictions, read_real_predictions
 from posthoc_bhpeft.errors import DataError, NonFiniteError
 from tests.audit.regression.made import honest
 
@@ -85,3 +85,19 @@ def test_a_broken_archive(tmp_path: Path) -> None:
     path.write_bytes(b"no archive")
     with pytest.raises(DataError, match="as npz"):
         read_real_predictions(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "numbers"),
+    [
+        ('{"mean": 1, "variance": 1}', True),
+        ('{"prediction": 1.5, "probabilities": null, "standard_deviation": 1}', True),
+        ('{"prediction": 1, "probabilities": [0.1, 0.9], "standard_deviation": 1}', False),
+        ('{"prediction": 1, "probabilities": [0.1, 0.9]}', False),
+        ('{"p_a": 0.5, "p_b": 0.5, "variance": 1}', False),
+    ],
+)
+def test_which_files_are_about_numbers(tmp_path: Path, line: str, numbers: bool) -> None:
+    path = tmp_path / "made.jsonl"
+    path.write_text(f"{line}\n{line}\n")
+    assert holds_real_predictions(path) is numbers

@@ -60,14 +60,14 @@ def test_the_promise_holds_however_wrong_the_model(spread: float) -> None:
     """Over draws of the rows the coverage is (n + 1 - k) / (n + 1) less than 1; here 45 / 50."""
     rng = np.random.default_rng(0)
     held = []
-    for _ in range(2000):
+    for _ in range(800):
         deviation = rng.gamma(2.0, size=50)
         targets = spread * deviation * rng.standard_t(3, size=50)
         rows = RealPredictions(np.zeros(50), deviation**2, np.zeros(50), targets)
         made = conformal_intervals(rows.take(range(49)), 0.10)
         low, high = made.limits(rows.take([49]))
         held.append(low[0] <= targets[49] <= high[0])
-    error = math.sqrt(0.9 * 0.1 / 2000)
+    error = math.sqrt(0.9 * 0.1 / 800)
     assert np.mean(held) == pytest.approx(0.9, abs=4 * error)
 
 

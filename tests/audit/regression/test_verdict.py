@@ -36,7 +36,9 @@ def test_honest_and_close_enough_is_ready() -> None:
 def test_without_a_tolerance_nothing_is_ready() -> None:
     verdict = real_verdict(audited(honest(1000)))
     assert verdict.level == REVIEW
-    assert "not said" in str(verdict)
+    errors = next(check for check in verdict.checks if check.name == "errors")
+    assert errors.answer == "not asked"
+    assert errors.sentence.startswith("RMSE ")
     assert any("tolerance=" in sentence for sentence in verdict.advice)
     assert "Let a person look at every row whose predicted deviation is above" in str(verdict)
 
