@@ -137,8 +137,9 @@ def audit(
     for rival, one in rivals.items():
         theirs[rival] = seen.by(one)
         check_rival(ours, theirs[rival], rival)
+    strange = seen.outside(subject, outside)
     return Audit(
-        subject=audited(name, ours, seen.outside(subject, outside), plan),
+        subject=audited(name, ours, strange, plan),
         rivals=tuple(
             audited(rival, one, seen.outside(rivals[rival], loader_of(outside)), plan)
             for rival, one in theirs.items()
@@ -149,6 +150,7 @@ def audit(
         slices=groups(ours, plan),
         drift=drifted(ours, seen.reference(subject, reference), plan),
         data=seen.source,
+        outside_rows=0 if strange is None else len(strange),
         level=plan.level,
     )
 

@@ -48,6 +48,7 @@ class Audit:
         drift: Against a reference set, where one is given.
         sets: Conformal prediction sets, and what they cost.
         data: What was audited: source and split; empty where nobody knows.
+        outside_rows: Rows of another kind that detection was measured on.
         level: Coverage of every interval, and probability of promises about errors.
     """
 
@@ -59,6 +60,7 @@ class Audit:
     drift: Drift | None = None
     sets: ConformalSets | None = None
     data: str = ""
+    outside_rows: int = 0
     level: float = 0.95
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,6 +74,7 @@ class Audit:
             "data": self.data,
             "rows": len(self.subject.predictions),
             "level": self.level,
+            "outside_rows": self.outside_rows,
             "subject": self.subject.name,
             "about": self.subject.predictions.about,
             "figures": {model.name: _intervals(model.figures) for model in models},

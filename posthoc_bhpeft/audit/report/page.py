@@ -14,7 +14,7 @@ from posthoc_bhpeft.audit.report.drawings import LETTERS, Drawing, drawings
 from posthoc_bhpeft.audit.report.examples import galleries
 from posthoc_bhpeft.audit.report.glossary import ordered, terms
 from posthoc_bhpeft.audit.report.rules import Rules, to_review
-from posthoc_bhpeft.audit.report.tables import detection_rows, rows
+from posthoc_bhpeft.audit.report.tables import detection_rows, detection_terms, rows
 from posthoc_bhpeft.audit.report.verdict import HOW, verdict
 from posthoc_bhpeft.audit.result import Audit
 
@@ -147,9 +147,13 @@ def _uncertainty(pictures: Mapping[str, Drawing]) -> Section | None:
 def _detection(audit: Audit) -> Section | None:
     if not audit.subject.detection:
         return None
-    models = [m for m in (audit.subject, *audit.rivals) if m.detection]
-    tables = [(model.name, *detection_rows(model.detection)) for model in models]
-    return Section("detection", "Rows from elsewhere", "detection", {"tables": tables})
+    inside = len(audit.subject.predictions)
+    values = {
+        "across": detection_terms(audit),
+        "models": detection_rows(audit),
+        "chance": audit.outside_rows / (inside + audit.outside_rows),
+    }
+    return Section("detection", "Rows from elsewhere", "detection", values)
 
 
 def _examples(audit: Audit) -> Section:

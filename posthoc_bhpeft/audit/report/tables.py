@@ -10,6 +10,9 @@ from posthoc_bhpeft.audit.report.glossary import Term, term
 from posthoc_bhpeft.audit.result import Audit
 from posthoc_bhpeft.audit.words import bare, ends, value
 
+Detection = Mapping[str, Mapping[str, Interval]]
+"""Metrics of each score, by name."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -46,14 +49,56 @@ def rows(audit: Audit, names: Iterable[str]) -> tuple[Row, ...]:
     return tuple(_row(audit, term(name)) for name in names)
 
 
-def detection_rows(figures: Mapping[str, Mapping[str, Interval]]) -> tuple[list[Term], list[Row]]:
-    """Metrics across, a row for each score that tells rows out of distribution."""
-    across = [term(name) for name in next(iter(figures.values()), {})]
-    found = [
-        Row(Term(score, score), Cell("", ""), tuple((_cell(by[t.name], t), None) for t in across))
-        for score, by in figures.items()
-    ]
-    return across, found
+@dataclass(frozen=True)
+class Told:
+    """How well one score of one model tells rows from elsewhere.
+
+    Attributes:
+        score: Its name.
+        cells: A figure for each metric.
+        best: Whether no score of any model has a higher AUROC.
+    """
+
+    score: str
+    cells: tuple[Cell, ...]
+    best: bool
+
+
+def detection_terms(audit: Audit) -> tuple[Term, ...]:
+    """The metrics of detection, across."""
+    return tuple(term(name) for name in next(iter(audit.subject.detection.values())))
+
+
+def detection_rows(audit: Audit) -> tuple[tuple[str, tuple[Told, ...]], ...]:
+    """For each model the scores that tell rows from elsewhere, the subject first.
+
+    A score that is the same for all rows tells nothing and is left out; so is one that tells
+    exactly what the one before it tells, as the parts of a doubt that is not split do.
+    """
+    models = [model for model in (audit.subject, *audit.rivals) if model.detection]
+    kept = {model.name: _telling(model.detection) for model in models}
+    areas = [by["auroc"].estimate for found in kept.values() for by in found.values()]
+    top = max(areas, default=1.0)
+    across = detection_terms(audit)
+    return tuple(
+        (name, tuple(_told(score, by, across, top) for score, by in found.items()))
+        for name, found in kept.items()
+    )
+
+
+def _told(score: str, by: Mapping[str, Interval], across: tuple[Term, ...], top: float) -> Told:
+    cells = tuple(_cell(by[one.name], one) for one in across)
+    return Told(score, cells, by["auroc"].estimate == top)
+
+
+def _telling(figures: Detection) -> Detection:
+    kept: dict[str, Mapping[str, Interval]] = {}
+    for score, by in figures.items():
+        one = by["auroc"]
+        constant = one.estimate == one.low == one.high == 0.5
+        if not constant and by not in kept.values():
+            kept[score] = by
+    return kept
 
 
 def judged(difference: Interval, one: Term) -> str:
