@@ -10,7 +10,6 @@ from torch import nn
 
 from posthoc_bhpeft.api import BayesianPeft
 from posthoc_bhpeft.audit.decisions.guarantees import check_open
-from posthoc_bhpeft.audit.metrics import Interval
 from posthoc_bhpeft.audit.metrics.bootstrap import Draws, check_level
 from posthoc_bhpeft.audit.predicting import rows_of
 from posthoc_bhpeft.audit.regression.conformal import conformal_intervals
@@ -28,7 +27,11 @@ from posthoc_bhpeft.audit.regression.figures import (
     intervals,
 )
 from posthoc_bhpeft.audit.regression.groups import PREDICTED, groups
-from posthoc_bhpeft.audit.regression.predicting import RealSubject, real_predictions_of
+from posthoc_bhpeft.audit.regression.predicting import (
+    RealSubject,
+    check_subject,
+    real_predictions_of,
+)
 from posthoc_bhpeft.audit.regression.predictions import RealPredictions
 from posthoc_bhpeft.audit.regression.result import AuditedRegression, RegressionAudit
 from posthoc_bhpeft.audit.slices import LENGTH
@@ -54,7 +57,8 @@ class RegressionPlan:
         seed: Of everything random.
 
     Raises:
-        ConfigError: If a share, a level, the tolerance or the number of resamples is out of range.
+        ConfigError: If a share, a level, the tolerance or the number of resamples is out of range,
+            or columns are one name and no list.
     """
 
     tolerance: float | None = None
@@ -77,6 +81,10 @@ class RegressionPlan:
             check_tolerance(self.tolerance)
         if self.resamples < 1:
             raise ConfigError(f"resamples is {self.resamples}, it must be 1 or more.")
+        if isinstance(self.columns, str):
+            raise ConfigError(
+                f"columns is {self.columns!r}, it must be a list: columns=[{self.columns!r}]."
+            )
 
     @property
     def sure(self) -> dict[str, Any]:
@@ -116,56 +124,54 @@ def audit_regression(
         Everything found; `write_regression_report` makes a page of it.
 
     Raises:
-        ConfigError: If there is no loader, or one that draws rows at random, a name is taken
-            twice, or nothing says how large the noise is.
+        ConfigError: If something is no model and no predictions, nothing says how large the noise
+            is, there is no loader, or one that draws rows at random, or a name is taken twice.
         DataError: If rivals' rows are not the subject's, these are class probabilities, or there
             is no such column.
     """
     plan = plan or RegressionPlan()
     rivals = {} if rivals is None else rivals
+    for one in (subject, *rivals.values()):
+        check_subject(one)
     name = name or name_of(subject)
     check_name(name, rivals)
     check_columns(plan, subject, rows or rows_of(loader))
-    ours = real_predictions_of(subject, loader, rows, progress=progress)
-    theirs = {
-        rival: real_predictions_of(one, loader, rows, progress=progress)
-        for rival, one in rivals.items()
+    models = {
+        key: real_predictions_of(one, loader, rows, progress=progress)
+        for key, one in {name: subject, **rivals}.items()
     }
-    data = described(rows or rows_of(loader))
-    if ours.targets is None:
-        models = {key: AuditedRegression(key, one) for key, one in {name: ours, **theirs}.items()}
-        return RegressionAudit(
-            models.pop(name),
-            tuple(models.values()),
-            decisions=decisions(ours, plan),
-            tolerance=plan.tolerance,
-            data=data,
-            level=plan.level,
-        )
-    for rival, one in theirs.items():
-        check_same_rows(ours, one, rival)
-    draws = {key: draws_of(one, plan.resamples, plan.seed) for key, one in theirs.items()}
-    mine = draws_of(ours, plan.resamples, plan.seed)
+    ours, known = models[name], models[name].targets is not None
+    if known:
+        for rival in rivals:
+            check_same_rows(ours, models[rival], rival)
+    draws = {key: draws_of(one, plan.resamples, plan.seed) for key, one in models.items() if known}
+    measured = {key: audited(key, one, draws.get(key), plan) for key, one in models.items()}
     return RegressionAudit(
-        subject=audited(name, ours, mine, plan),
-        rivals=tuple(audited(key, one, draws[key], plan) for key, one in theirs.items()),
-        differences={key: differences(mine, drawn, plan.level) for key, drawn in draws.items()},
+        subject=measured[name],
+        rivals=tuple(measured[rival] for rival in rivals),
+        differences={
+            rival: differences(draws[name], draws[rival], plan.level) for rival in rivals if known
+        },
         decisions=decisions(ours, plan),
-        conformal=None if plan.miss is None else conformal_intervals(ours, plan.miss),
-        groups=groups(ours, plan.columns, level=plan.level),
+        conformal=conformal_intervals(ours, plan.miss) if known and plan.miss else None,
+        groups=groups(ours, plan.columns, level=plan.level) if known else (),
         tolerance=plan.tolerance,
-        data=data,
+        data=described(rows or rows_of(loader)),
         level=plan.level,
     )
 
 
 def audited(
-    name: str, predictions: RealPredictions, draws: Mapping[str, Draws], plan: RegressionPlan
+    name: str,
+    predictions: RealPredictions,
+    draws: Mapping[str, Draws] | None,
+    plan: RegressionPlan,
 ) -> AuditedRegression:
-    """One model, measured."""
-    figures: Mapping[str, Interval] = intervals(draws, plan.level)
+    """One model, measured; without targets there is nothing to measure."""
+    if draws is None:
+        return AuditedRegression(name, predictions)
     coverage = coverage_at(predictions, plan.levels, confidence=plan.level)
-    return AuditedRegression(name, predictions, figures, coverage)
+    return AuditedRegression(name, predictions, intervals(draws, plan.level), coverage)
 
 
 def decisions(ours: RealPredictions, plan: RegressionPlan) -> tuple[RealDecision, ...]:

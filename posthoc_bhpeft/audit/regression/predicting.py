@@ -66,8 +66,8 @@ def real_predictions_of(
     if loader is None:
         raise ConfigError("A model is audited on rows: pass a loader of held-out rows.")
     check_order(loader)
-    check_noise(subject)
-    assert not isinstance(subject, nn.Module)
+    check_subject(subject)
+    assert not isinstance(subject, nn.Module), "check_subject raises for these"
     about_rows = rows or rows_of(loader)
     prediction = in_row_order(loader, subject.predict_loader(loader, progress=progress))
     check_targets_of(prediction, about_rows)
@@ -77,12 +77,21 @@ def real_predictions_of(
     return RealPredictions.of(prediction, about_rows, **about)
 
 
-def check_noise(subject: object) -> None:
-    """Raise where nothing says how large the noise is.
+def check_subject(subject: object) -> None:
+    """Raise where something does not predict, or nothing says how large the noise is.
 
     Raises:
         ConfigError: With the ways out.
     """
+    if isinstance(subject, RealPredictions):
+        return
+    # A rival is known by its method; a class has it too, and is not made yet.
+    predicts = hasattr(subject, "predict_loader") and not isinstance(subject, type)
+    if not predicts and not isinstance(subject, nn.Module):
+        raise ConfigError(
+            f"A {type(subject).__name__} cannot be audited. Pass a BayesianPeft, a rival such as "
+            "fit_noise(model, validation_loader), or RealPredictions."
+        )
     likelihood = getattr(subject, "likelihood", None)
     unknown = isinstance(likelihood, Gaussian) and likelihood.noise_variance is None
     if isinstance(subject, nn.Module) or unknown:

@@ -84,7 +84,8 @@ class RegressionAudit:
 
     def card_row(self, metrics: tuple[str, ...] = CARD_METRICS) -> str:
         """A Markdown table of one row for a model card: data, rows, and figures with intervals."""
-        figures = {m: f for m, f in self.subject.figures.items() if m in metrics}
+        known = self.subject.figures
+        figures = {name: known[name] for name in metrics if name in known}
         cells = [f"{f.estimate:.3f} ({f.low:.3f} to {f.high:.3f})" for f in figures.values()]
         data = self.data.replace("|", "\\|").replace("\n", " ") or NOTHING
         header = ["data", "rows", *figures]

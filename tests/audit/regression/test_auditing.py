@@ -158,6 +158,8 @@ def test_texts_and_columns_of_a_loader_come_along(model: Any) -> None:
 
 def test_what_an_audit_refuses(model: Any) -> None:
     subject = Point(model, Gaussian(1.0))
+    with pytest.raises(ConfigError, match="A str cannot be audited"):
+        audit_regression("model", [], progress=False)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="pass a loader of held-out rows"):
         audit_regression(subject)
     shuffled = DataLoader([({"x": 1}, 0.0)], shuffle=True)  # type: ignore[arg-type]
@@ -181,6 +183,7 @@ def test_what_an_audit_refuses(model: Any) -> None:
         ({"levels": (0.5, 1.5)}, "level is 1.5"),
         ({"tolerance": -1.0}, "tolerance is -1"),
         ({"resamples": 0}, "resamples is 0"),
+        ({"columns": "site"}, r"it must be a list: columns=\['site'\]"),
     ],
 )
 def test_a_plan_out_of_range(change: dict[str, Any], said: str) -> None:
