@@ -193,10 +193,7 @@ def advice(
         why = ("knows", "errors") if answers["knows"] == "no" else ("errors", "ranking")
         said.append(" ".join(found[name].sentence for name in why))
     if level == UNCLEAR:
-        said.append(
-            f"Find out the targets of more rows, {rules.rows} at least and drawn at random, and "
-            "audit again."
-        )
+        said.append(more_rows(audit, rules))
     if level == REVIEW:
         said.append(review(audit, answers))
     if answers.get("errors") == "not asked":
@@ -209,6 +206,17 @@ def advice(
     if answers.get("groups") == "no":
         said.append("Look at the groups with a finding before it is relied on for them.")
     return (*said, *rivals(audit))
+
+
+def more_rows(audit: RegressionAudit, rules: Rules) -> str:
+    """What more evidence it takes."""
+    known = len(audit.subject.predictions) if audit.subject.figures else 0
+    if known < rules.rows:
+        return f"Find out the targets of {rules.rows} rows or more, drawn at random; audit again."
+    return (
+        "Find out the targets of more rows and audit again. Until then treat it as not to be used "
+        "where an error matters."
+    )
 
 
 def review(audit: RegressionAudit, answers: Mapping[str, Answer]) -> str:

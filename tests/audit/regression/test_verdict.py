@@ -77,6 +77,15 @@ def test_few_rows_and_no_targets_are_too_little() -> None:
     bare = real_verdict(audited(replace(honest(400), targets=None)))
     assert bare.level == UNCLEAR
     assert "There are no targets." in str(bare)
+    assert "Find out the targets of 100 rows or more" in str(bare)
+
+
+def test_evidence_that_shows_nothing_asks_for_more() -> None:
+    found = audited(honest(400))
+    unknown = {**found.subject.figures, "r2": Interval(0.05, -0.1, 0.2)}
+    verdict = real_verdict(replace(found, subject=replace(found.subject, figures=unknown)))
+    assert verdict.level == UNCLEAR
+    assert "the targets of more rows and audit again" in str(verdict)
 
 
 def test_rivals_are_named() -> None:
