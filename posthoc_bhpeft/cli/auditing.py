@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,20 @@ from posthoc_bhpeft.audit.predicting import predictions_of
 from posthoc_bhpeft.audit.predictions import Predictions
 from posthoc_bhpeft.audit.result import Audit
 from posthoc_bhpeft.bayesian import BayesianPeft
-from posthoc_bhpeft.checkpoints import checkpoint_folder, load_tokenizer, resolve_model
+from posthoc_bhpeft.checkpoints import checkpoint_folder, resolve_model
 from posthoc_bhpeft.cli.device import best_device
 from posthoc_bhpeft.cli.predictions import Predictor, load_predictor
 from posthoc_bhpeft.cli.rows import (
     Checkpoint,
-    absolute,
+    batches_of,
     check_no_stream,
+    drawn_rows,
     open_checkpoint,
+    reading,
     rows_to_predict,
     training_rows,
 )
-from posthoc_bhpeft.data import RowSettings, TextData, make_loader, open_source
+from posthoc_bhpeft.data import RowSettings, TextData, open_source
 from posthoc_bhpeft.data.rows import shuffled
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.saving import POSTERIOR_FILE
@@ -115,15 +117,7 @@ class Opened:
 
     def loader(self, rows: TextData) -> Any:
         """Batches of rows, tokenised for this model."""
-        folder = self.checkpoint.folder
-        own = (folder / "tokenizer_config.json").is_file()
-        return make_loader(
-            rows,
-            load_tokenizer(folder if own else self.predictor.base),
-            batch_size=self.asked.batch_size,
-            max_length=self.checkpoint.max_length,
-            by_length=True,
-        )
+        return batches_of(self.checkpoint, rows, self.predictor.base, self.asked.batch_size)
 
 
 def prepare(asked: Asked, say: Say) -> Ready:
@@ -144,6 +138,8 @@ def prepare(asked: Asked, say: Say) -> Ready:
         )
     rows = audited_rows(mine, asked)
     say(f"{len(rows)} rows of {rows.source} ({rows.split}); {'; '.join(rows.notes)}")
+    outside = further(mine, asked.outside, rows, asked, ignore_labels=True)
+    reference = further(mine, asked.reference, rows, asked, ignore_labels=False)
     rivals: dict[str, Subject] = dict(contest(mine, rows, asked).rivals(wanted(mine, asked)))
     if asked.other is not None:
         rivals[label(asked.other, asked.subject)] = others(asked.other, mine, rows, asked)
@@ -153,8 +149,8 @@ def prepare(asked: Asked, say: Say) -> Ready:
         mine.subject,
         mine.loader(rows),
         rivals,
-        further(mine, asked.outside, rows, asked, ignore_labels=True),
-        further(mine, asked.reference, rows, asked, ignore_labels=False),
+        outside,
+        reference,
     )
 
 
@@ -217,42 +213,31 @@ def opened(folder: str, asked: Asked) -> Opened:
     return Opened(found, predictor, asked)
 
 
-def settings_of(mine: Opened, asked: Asked, place: str | None = None) -> RowSettings:
-    """How rows of a place are read; without one, of `--data` or of the data trained on.
-
-    Columns are those named, else those of the training where the place is the same.
-    """
-    recorded = mine.checkpoint.rows
-    source = place or asked.rows.source or (recorded.source if recorded else "")
-    if not source:
-        raise ConfigError("The checkpoint does not record its data: name some with --data.")
-    source = absolute(source)
-    known = recorded if recorded is not None and recorded.source == source else asked.rows
-    columns = {
-        name: getattr(asked.rows, name) or getattr(known, name)
-        for name in ("text_column", "text_pair_column", "label_column")
-    }
-    return replace(asked.rows, source=source, **columns)
-
-
 def audited_rows(mine: Opened, asked: Asked) -> TextData:
     """The held-out rows: of the data named, else of the data trained on.
 
     Raises:
         ConfigError: If they are those that the model was trained on.
     """
-    settings = settings_of(mine, asked)
+    settings = reading(mine.checkpoint, asked.rows)
     rows = rows_to_predict(mine.checkpoint, settings, asked.split, ignore_labels=False)
+    check_not_trained(mine, rows, "Name held-out rows with --data, or another split with --split.")
+    return drawn_rows(rows, asked.max_rows, asked.seed)
+
+
+def check_not_trained(mine: Opened, rows: TextData, instead: str) -> None:
+    """Raise where rows are those that the model was trained on.
+
+    Raises:
+        ConfigError: With what to do instead.
+    """
     recorded = mine.checkpoint.rows
-    trained = recorded is not None and recorded.source == rows.source
-    if trained and recorded is not None and recorded.train_split == rows.split:
-        raise ConfigError(
-            f"{rows.source} ({rows.split}) are the rows that the model was trained on, and it is "
-            "surer and better there: nothing found on them would hold. Name held-out rows with "
-            "--data, or another split with --split."
-        )
-    few = rows.draw(asked.max_rows, asked.seed)
-    return few.take(sorted(range(len(few)), key=few.indices.__getitem__))
+    if recorded is None or (recorded.source, recorded.train_split) != (rows.source, rows.split):
+        return
+    raise ConfigError(
+        f"{rows.source} ({rows.split}) are the rows that the model was trained on, and it is surer "
+        f"and better there: nothing found on them would hold. {instead}"
+    )
 
 
 def wanted(mine: Opened, asked: Asked) -> tuple[RivalName, ...]:
@@ -287,8 +272,10 @@ def held_out_rows(mine: Opened, rows: TextData, asked: Asked) -> TextData:
             f"A temperature is fitted on held-out rows that are not those of the audit "
             f"({rows.split}). Name another split with --held-out: {', '.join(source.splits)}."
         )
-    settings = settings_of(mine, asked, rows.source)
-    return rows_to_predict(mine.checkpoint, settings, split, ignore_labels=False)
+    settings = reading(mine.checkpoint, asked.rows, rows.source)
+    found = rows_to_predict(mine.checkpoint, settings, split, ignore_labels=False)
+    check_not_trained(mine, found, "Name another split with --held-out.")
+    return found
 
 
 def others(place: str, mine: Opened, rows: TextData, asked: Asked) -> Predictions:
@@ -311,10 +298,12 @@ def further(
     if place is None:
         return None
     is_split = place in open_source(rows.source).splits
-    settings = settings_of(mine, asked, rows.source if is_split else place)
+    settings = reading(mine.checkpoint, asked.rows, rows.source if is_split else place)
     split = place if is_split else None
     found = rows_to_predict(mine.checkpoint, settings, split, ignore_labels=ignore_labels)
-    return mine.loader(found.draw(asked.max_rows, asked.seed))
+    if not ignore_labels:
+        check_not_trained(mine, found, "Name held-out rows with --reference.")
+    return mine.loader(drawn_rows(found, asked.max_rows, asked.seed))
 
 
 def label(place: str, beside: str | None) -> str:

@@ -93,7 +93,6 @@ def predict(
         from posthoc_bhpeft.checkpoints import (
             check_output,
             checkpoint_folder,
-            load_tokenizer,
             resolve_model,
             whole_folder,
             write_json,
@@ -106,32 +105,28 @@ def predict(
             write_rows,
         )
         from posthoc_bhpeft.cli.rows import (
-            absolute,
+            batches_of,
             check_no_stream,
+            drawn_rows,
             open_checkpoint,
+            reading,
             rows_to_predict,
         )
-        from posthoc_bhpeft.data import LengthOrder, RowSettings, make_loader
-        from posthoc_bhpeft.errors import ConfigError
+        from posthoc_bhpeft.data import RowSettings, in_row_order
 
         check_no_stream(checkpoint)
         folder = checkpoint_folder(checkpoint)
         check_output(output, overwrite=overwrite)
         found = open_checkpoint(folder)
-        if data is None and found.rows is None:
-            raise ConfigError("The checkpoint does not record its data: name some with --data.")
-        source = absolute(data) if data is not None else found.rows.source if found.rows else ""
-        columns = found.rows if found.rows is not None and found.rows.source == source else None
         named = RowSettings(
-            source=source,
-            text_column=text_column or (columns.text_column if columns else None),
-            text_pair_column=text_pair_column or (columns.text_pair_column if columns else None),
-            label_column=label_column or (columns.label_column if columns else None),
+            source=data or "",
+            text_column=text_column,
+            text_pair_column=text_pair_column,
+            label_column=label_column,
             drop_unlabelled=drop_unlabelled,
         )
-        rows = rows_to_predict(found, named, split, ignore_labels=ignore_labels)
-        drawn = rows.draw(max_rows, seed)
-        rows = drawn.take(sorted(range(len(drawn)), key=drawn.indices.__getitem__))
+        rows = rows_to_predict(found, reading(found, named), split, ignore_labels=ignore_labels)
+        rows = drawn_rows(rows, max_rows, seed)
         out.say(f"{len(rows)} rows of {rows.source} ({rows.split}); {'; '.join(rows.notes)}")
         predictor = load_predictor(
             folder,
@@ -143,18 +138,9 @@ def predict(
         chosen = _predictive(predictive, link, samples, seed)
         if review:
             predictor.check_review(chosen)
-        has_tokenizer = (folder / "tokenizer_config.json").is_file()
-        loader = make_loader(
-            rows,
-            load_tokenizer(folder if has_tokenizer else predictor.base),
-            batch_size=batch_size,
-            max_length=found.max_length,
-            by_length=True,
-        )
+        loader = batches_of(found, rows, predictor.base, batch_size)
         prediction = predictor.predict(loader, chosen, review=review, progress=out.progress)
-        order = loader.sampler
-        assert isinstance(order, LengthOrder)
-        prediction = order.restore_prediction(prediction)
+        prediction = in_row_order(loader, prediction)
         metrics, reviews = measure(prediction, rows), predictor.describe_review(prediction)
         with whole_folder(output, overwrite=overwrite) as fresh:
             write_rows(

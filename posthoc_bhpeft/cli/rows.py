@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from posthoc_bhpeft.checkpoints import TRAINING_FILE, checkpoint_labels
-from posthoc_bhpeft.data import ChosenRows, RowSettings, choose_rows, open_source, read_rows
+from posthoc_bhpeft.checkpoints import TRAINING_FILE, checkpoint_labels, load_tokenizer
+from posthoc_bhpeft.data import (
+    ChosenRows,
+    RowSettings,
+    choose_rows,
+    make_loader,
+    open_source,
+    read_rows,
+)
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.errors import ConfigError, DataError
 from posthoc_bhpeft.streams.identity import STREAM_FILE
@@ -80,6 +88,46 @@ def absolute(source: str) -> str:
     """A path made absolute, so that it is found from another folder; hub names stay."""
     path = Path(source).expanduser()
     return str(path.resolve()) if path.exists() else source
+
+
+def reading(checkpoint: Checkpoint, named: RowSettings, place: str = "") -> RowSettings:
+    """How the rows of a place are read; without one, of the data named, else of that trained on.
+
+    Columns are those named, else those of the training where the place is the same.
+
+    Raises:
+        ConfigError: no data is named and none is recorded.
+    """
+    recorded = checkpoint.rows
+    source = place or named.source or (recorded.source if recorded else "")
+    if not source:
+        raise ConfigError("The checkpoint does not record its data: name some with --data.")
+    source = absolute(source)
+    known = recorded if recorded is not None and recorded.source == source else named
+    columns = {
+        name: getattr(named, name) or getattr(known, name)
+        for name in ("text_column", "text_pair_column", "label_column")
+    }
+    return replace(named, source=source, **columns)
+
+
+def drawn_rows(rows: TextData, max_rows: int | None, seed: int) -> TextData:
+    """At most so many rows, drawn by chance and left in their old order."""
+    few = rows.draw(max_rows, seed)
+    return few.take(sorted(range(len(few)), key=few.indices.__getitem__))
+
+
+def batches_of(checkpoint: Checkpoint, rows: TextData, base: str, batch_size: int) -> Any:
+    """Batches of rows, long ones first, tokenised for a checkpoint or else for its base model."""
+    folder = checkpoint.folder
+    own = (folder / "tokenizer_config.json").is_file()
+    return make_loader(
+        rows,
+        load_tokenizer(folder if own else base),
+        batch_size=batch_size,
+        max_length=checkpoint.max_length,
+        by_length=True,
+    )
 
 
 def training_rows(

@@ -398,7 +398,9 @@ def test_files_about_other_rows(predicted, tmp_path):
     lines = predicted.read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / "fewer.jsonl").write_text("".join(lines[1:]), encoding="utf-8")
     (tmp_path / "turned.jsonl").write_text("".join([*lines[1:], lines[0]]), encoding="utf-8")
-    assert "120 rows and the rival 'fewer' 119" in refused("audit", predicted, tmp_path / "fewer.jsonl")
+    assert "120 rows and the rival 'fewer' 119" in refused(
+        "audit", predicted, tmp_path / "fewer.jsonl"
+    )
     assert "same order" in refused("audit", predicted, tmp_path / "turned.jsonl")
 
 
@@ -413,6 +415,13 @@ def test_training_rows_are_refused(base, fitted, data, tmp_path):
     ok("train", "--model", base, "--data", single, "--output", tmp_path / "out", *SMALL)
     assert "trained on" in refused("audit", tmp_path / "out")
     assert "trained on" in refused("audit", tmp_path / "out", "--data", single)
+
+
+@pytest.mark.parametrize("option", ["--held-out", "--reference"])
+def test_training_rows_are_refused_beside_the_audit_too(fitted, option):
+    message = refused("audit", fitted, "--compare", "temperature", option, "train", *FAST)
+    assert "trained on" in message
+    assert option in message
 
 
 def test_nothing_is_written_where_the_report_fails(fitted, held, tmp_path, monkeypatch):
@@ -512,10 +521,19 @@ def test_text_goes_to_stderr_when_json_is_wanted(predicted):
 
 
 def test_the_terminal_shows_figures_promises_and_the_verdict(fitted, held):
-    options = ("--reference", held, *FAST)
+    outside = fitted.parent / "data" / "test.jsonl"
+    options = ("--reference", held, "--outside", outside, *FAST)
     done = call("audit", fitted, "--data", held, *options)
     assert done.exit_code == 0, done.stderr
-    for text in ("120 rows of", "Accuracy", "MAP", "at most 10 % of the rows", "Drift:"):
+    for text in (
+        "120 rows of",
+        "AUROC, 21 rows from elsewhere",
+        "prediction sets: ",
+        "Accuracy",
+        "MAP",
+        "at most 10 % of the rows",
+        "Drift:",
+    ):
         assert text in done.stdout
     assert any(level in done.stdout for level in ("Ready", "Use with review", "Do not", "Too lit"))
 
