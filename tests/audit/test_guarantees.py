@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -30,6 +31,12 @@ WORLDS: dict[str, tuple[Callable[[Floats], Floats], int, float]] = {
     "flawed at the top": (lambda s: np.where(s < 0.1, 0.5, 0.05 + 0.5 * (s - 0.1)), 300, 0.2),
     "many rows": (lambda s: 0.1 + 0.4 * s, 1500, 0.2),
 }
+
+
+@pytest.fixture(autouse=True)
+def starts_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where walks begin hangs on no row, so hundreds of draws need not look for it again."""
+    monkeypatch.setattr(g, "walk_starts", cache(g.walk_starts))
 
 
 def broken(name: str, find: Callable[..., float | None], levels: int | None = None) -> int:
