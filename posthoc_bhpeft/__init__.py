@@ -28,6 +28,7 @@ from posthoc_bhpeft.predictive import (
     Prediction,
     Probit,
     Sampled,
+    Tempered,
 )
 from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.selection import (
@@ -35,6 +36,7 @@ from posthoc_bhpeft.selection import (
     FixedPrecision,
     Grouping,
     HeldOut,
+    LeaveOneOut,
     MarginalLikelihood,
     MatchedPrecision,
     PriorRule,
@@ -67,6 +69,7 @@ __all__ = [
     "Kind",
     "KroneckerGGN",
     "LaplaceBridge",
+    "LeaveOneOut",
     "Linearized",
     "LogOdds",
     "MarginalLikelihood",
@@ -80,6 +83,7 @@ __all__ = [
     "RandomSigns",
     "Sampled",
     "Softened",
+    "Tempered",
     "VisiblePrecision",
     "bayesianize",
     "common_prior",

@@ -31,11 +31,12 @@ from posthoc_bhpeft.curvature import Curvature, FittedCurvature, KroneckerGGN, f
 from posthoc_bhpeft.likelihood import Categorical, Gaussian, Likelihood
 from posthoc_bhpeft.memory import check_memory, explaining_memory
 from posthoc_bhpeft.posterior import Posterior, decompose, read_weights
-from posthoc_bhpeft.predictive import Linearized, Link
+from posthoc_bhpeft.predictive import Linearized, Link, LogOdds
+from posthoc_bhpeft.predictive.gradients import LabelGradients, label_gradients
 from posthoc_bhpeft.predictive.spectrum import CovarianceSpectrum, covariance_spectra
 from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.progress import track
-from posthoc_bhpeft.selection import HeldOut, LaplaceFit, MatchedPrecision, PriorRule
+from posthoc_bhpeft.selection import HeldOut, LaplaceFit, LeaveOneOut, PriorRule
 
 __all__ = ["BayesianPeft", "Predictive", "bayesianize"]
 
@@ -46,8 +47,8 @@ def bayesianize(
     *,
     likelihood: Likelihood = Categorical(),
     curvature: Curvature = KroneckerGGN(),
-    prior: PriorRule | GaussianPrior = MatchedPrecision(),
-    predictive: Predictive = Linearized(),
+    prior: PriorRule | GaussianPrior = LeaveOneOut(),
+    predictive: Predictive | None = None,
     recognizers: Sequence[Recognizer] = DEFAULT_RECOGNIZERS,
     engine: Engine = observing,
     products: bool = False,
@@ -70,7 +71,8 @@ def bayesianize(
         curvature: The estimator of the GGN.
         prior: The rule that chooses the precision of the prior, or the prior itself: what an
             earlier fit learnt (`bayes.as_prior()`), for a posterior chained to that one.
-        predictive: How predictions are made, unless asked otherwise.
+        predictive: How predictions are made, unless asked otherwise; by default `Linearized()` with
+            the temperature that the rule found.
         recognizers: Find the blocks of each layer; add your own for other layers.
         engine: Makes the per-sample gradients; hooks by default.
         products: Keep the curvature of LoRA layers' `B A` too, for `as_prior(products=True)`.
@@ -87,7 +89,11 @@ def bayesianize(
         MemoryLimitError: If the curvature cannot fit into memory, before any pass.
     """
     earlier, rule = split_prior(prior)
-    roles = {"likelihood": likelihood, "curvature": curvature, "predictive": predictive}
+    roles = {
+        "likelihood": likelihood,
+        "curvature": curvature,
+        "predictive": predictive or Linearized(),
+    }
     check_arguments(model, **roles, **({} if rule is None else {"prior": rule}))
     blocks = discover(model, recognizers)
     check_carried(earlier, blocks, likelihood)
@@ -116,20 +122,26 @@ def bayesianize(
                 model, blocks, posterior.bases, likelihood, shown, link=link, engine=engine
             )
 
+        def gradients(batches: Loader) -> Iterable[LabelGradients]:
+            shown = track(batches, "Prior", len(batches), progress)
+            return label_gradients(model, blocks, posterior.bases, likelihood, shown, engine=engine)
+
         start = start_of(earlier, rule, blocks)
         posterior = unit_posterior(model, blocks, pairs, fitted, start)
         if rule is None:
             reason = describe_carried(posterior)
-            return BayesianPeft(model, posterior, likelihood, predictive, curvature, reason)
+            usual = predictive or Linearized()
+            return BayesianPeft(model, posterior, likelihood, usual, curvature, reason)
         learns_noise = isinstance(likelihood, Gaussian) and likelihood.noise_variance is None
         evidence = replace(posterior.evidence(), learns_noise=learns_noise)
-        choice = rule.choose(LaplaceFit(evidence, likelihood, spectra, loader))
+        choice = rule.choose(LaplaceFit(evidence, likelihood, spectra, gradients, loader))
     posterior = posterior.with_prior(replace(posterior.prior, precision=choice.precision))
     if choice.noise_variance is not None:
         likelihood = Gaussian(choice.noise_variance)
         noisy = evidence.at_noise(choice.noise_variance)
         posterior = posterior.at_noise(choice.noise_variance, noisy.log_likelihood)
     reason = choice.reason if earlier is None else f"{describe_carried(posterior)} {choice.reason}"
+    predictive = predictive or Linearized(choice.link or LogOdds())
     return BayesianPeft(model, posterior, likelihood, predictive, curvature, reason)
 
 

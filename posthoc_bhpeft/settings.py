@@ -31,6 +31,7 @@ from posthoc_bhpeft.predictive import (
     MonteCarlo,
     Probit,
     Sampled,
+    Tempered,
 )
 
 SETTINGS: tuple[type, ...] = (
@@ -54,6 +55,7 @@ SETTINGS: tuple[type, ...] = (
     RandomSigns,
     Sampled,
     Softened,
+    Tempered,
 )
 
 

@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("curvature", "prior", "evidence"),
     ("posterior",),
     ("predictive",),
-    ("jackknife", "matching", "memory", "rebuild", "review", "sets", "settings"),
+    ("matching", "memory", "rebuild", "review", "sets", "settings"),
     ("selection",),
     ("carrying", "saving"),
     ("card", "checks"),

@@ -29,6 +29,7 @@ from posthoc_bhpeft import (
     RandomSigns,
     Sampled,
     Softened,
+    Tempered,
 )
 from posthoc_bhpeft.errors import CheckpointError
 from posthoc_bhpeft.settings import SETTINGS, decode, encode
@@ -51,6 +52,7 @@ VALUES = [
     LaplaceBridge(),
     Linearized(MonteCarlo(9, seed=1), centred=False),
     MonteCarlo(3),
+    Tempered(0.7, Probit()),
     Probit(),
     RandomSigns(2),
     Sampled(5, seed=2),

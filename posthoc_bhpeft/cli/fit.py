@@ -48,11 +48,12 @@ def fit(
         PriorChoice,
         typer.Option(
             "--prior",
-            help="How the prior precision is chosen: matched to the network's log-odds and guarded "
-            "by training rows, by what the data see of the weights, by "
-            "evidence, by held-out rows, or given with --precision.",
+            help="How the prior precision is chosen: by training rows, each judged by the model "
+            "without it (which finds a temperature too); matched to the network's log-odds; by "
+            "what the data see of the weights; by evidence; by held-out rows; or given with "
+            "--precision.",
         ),
-    ] = PriorChoice.matched,
+    ] = PriorChoice.left_out,
     precision: Annotated[
         float | None, typer.Option("--precision", help="Prior precision for --prior fixed.")
     ] = None,
@@ -221,7 +222,9 @@ def _prior(
         return s.MarginalLikelihood(s.Grouping(per.value))
     if choice is PriorChoice.visible:
         return s.VisiblePrecision(s.Grouping(per.value))
-    return s.HeldOut(held_out) if choice is PriorChoice.held_out else s.MatchedPrecision()
+    if choice is PriorChoice.held_out:
+        return s.HeldOut(held_out)
+    return s.MatchedPrecision() if choice is PriorChoice.matched else s.LeaveOneOut()
 
 
 def _has_tokenizer(folder: Path) -> bool:

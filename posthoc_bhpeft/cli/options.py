@@ -78,6 +78,7 @@ CheckpointArgument = Annotated[
 class PriorChoice(str, Enum):
     """How the prior precision is chosen."""
 
+    left_out = "left-out"
     matched = "matched"
     visible = "visible"
     evidence = "evidence"

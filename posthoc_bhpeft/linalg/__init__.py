@@ -30,6 +30,7 @@ from posthoc_bhpeft.linalg.operators import (
     KroneckerOperator,
 )
 from posthoc_bhpeft.linalg.products import pulled_to_left, pulled_to_right, quadratic_form
+from posthoc_bhpeft.linalg.sketch import CountSketch
 from posthoc_bhpeft.linalg.solve import Solution, conjugate_gradients
 from posthoc_bhpeft.linalg.stored import check_structure, restored, structure_of
 from posthoc_bhpeft.linalg.sums import OperatorSum, grow_rows
@@ -37,6 +38,7 @@ from posthoc_bhpeft.linalg.sums import OperatorSum, grow_rows
 __all__ = [
     "HIGH_FLOOR",
     "BlockOperator",
+    "CountSketch",
     "DenseEigenbasis",
     "DenseOperator",
     "DiagonalOperator",

@@ -7,6 +7,7 @@ from posthoc_bhpeft.predictive.links import (
     LogOdds,
     MonteCarlo,
     Probit,
+    Tempered,
 )
 from posthoc_bhpeft.predictive.prediction import Prediction
 from posthoc_bhpeft.predictive.sampled import MAP, Sampled
@@ -21,5 +22,6 @@ __all__ = [
     "Prediction",
     "Probit",
     "Sampled",
+    "Tempered",
     "projected_jacobian",
 ]

@@ -7,7 +7,7 @@ The softmax of a Gaussian has no closed-form mean. Each link below is one way to
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -174,6 +174,38 @@ class LogOdds(Link):
         """`v = a^T V a`, the variance of the margin, `(N,)`."""
         gradient = LogOdds.gradient(mean)
         return torch.einsum("nc,nck,nk->n", gradient, covariance, gradient).clamp_min(0)
+
+
+@dataclass(frozen=True)
+class Tempered(Link):
+    """Another link, at a temperature: outputs `N(f / T, V / T^2)`.
+
+    Below 1 predictions get surer, above 1 less sure; the most probable class of `LogOdds` stays
+    what it was.
+
+    Args:
+        temperature: `T`.
+        link: Which link.
+    """
+
+    temperature: float
+    link: Link = field(default_factory=LogOdds)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"Tempered({self.temperature!r}): a temperature is above 0.")
+
+    def softmax(self, mean: Tensor, covariance: Tensor) -> Tensor:
+        return self.link.softmax(mean / self.temperature, covariance / self.temperature**2)
+
+    def direction(self, mean: Tensor) -> Tensor | None:
+        return self.link.direction(mean / self.temperature)
+
+    def information(self, mean: Tensor, covariance: Tensor) -> Tensor:
+        return self.link.information(mean / self.temperature, covariance / self.temperature**2)
+
+    def sigmoid(self, mean: Tensor, variance: Tensor) -> Tensor:
+        return self.link.sigmoid(mean / self.temperature, variance / self.temperature**2)
 
 
 def confidence(margin: Tensor, variance: Tensor) -> Tensor:

@@ -56,7 +56,9 @@ def test_every_metric_can_be_a_gate() -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_condition(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"is no condition\. Write a metric, a comparison") as told:
+    with pytest.raises(
+        ConfigError, match=r"is no condition\. Write a metric, a comparison"
+    ) as told:
         Condition.parse(text)
     assert str(told.value).startswith(repr(text))
 

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from posthoc_bhpeft.errors import ConfigError
-from posthoc_bhpeft.predictive import LaplaceBridge, MonteCarlo, Probit
+from posthoc_bhpeft.predictive import LaplaceBridge, LogOdds, MonteCarlo, Probit, Tempered
 from posthoc_bhpeft.predictive.links import matrix_root
 from tests.models import seeded
 
@@ -183,3 +183,27 @@ def test_probabilities_are_some_whatever_the_variance(link, scale):
 def test_float32_stays_float32(link):
     mean, covariance = gaussian()
     assert link.softmax(mean.float(), covariance.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("link", [LogOdds(), Probit(), MonteCarlo(64)])
+def test_a_temperature_divides_the_outputs(link):
+    mean = torch.randn(5, 3, generator=seeded(0), dtype=torch.float64)
+    root = torch.randn(5, 3, 3, generator=seeded(1), dtype=torch.float64)
+    covariance = root @ root.transpose(1, 2)
+    tempered = Tempered(0.5, link)
+    assert torch.allclose(
+        tempered.softmax(mean, covariance), link.softmax(2 * mean, 4 * covariance)
+    )
+    assert torch.allclose(
+        tempered.information(mean, covariance), link.information(2 * mean, 4 * covariance)
+    )
+    variance = covariance.diagonal(dim1=1, dim2=2)
+    assert torch.allclose(tempered.sigmoid(mean, variance), link.sigmoid(2 * mean, 4 * variance))
+    if link.direction(mean) is not None:
+        assert torch.allclose(tempered.direction(mean), link.direction(2 * mean))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
+def test_what_is_no_temperature(temperature):
+    with pytest.raises(ConfigError, match="above 0"):
+        Tempered(temperature)

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from posthoc_bhpeft.jackknife import (
+from posthoc_bhpeft.likelihood import Bernoulli, Categorical
+from posthoc_bhpeft.predictive.links import LogOdds
+from posthoc_bhpeft.predictive.spectrum import CovarianceSpectrum
+from posthoc_bhpeft.selection.jackknife import (
     LeftOut,
     Margins,
     guarded_precision,
@@ -11,9 +14,6 @@ from posthoc_bhpeft.jackknife import (
     margins_of,
     matched_precision,
 )
-from posthoc_bhpeft.likelihood import Bernoulli, Categorical
-from posthoc_bhpeft.predictive.links import LogOdds
-from posthoc_bhpeft.predictive.spectrum import CovarianceSpectrum
 from tests.models import seeded
 
 

@@ -40,7 +40,7 @@ SPECTRA = {
 
 def a_fit(**kwargs):
     evidence = LaplaceEvidence(SPECTRA, -10.0, 20, 3, **kwargs)
-    return LaplaceFit(evidence, Categorical(), lambda loader, link: iter(()), [])
+    return LaplaceFit(evidence, Categorical(), lambda loader, link: iter(()), iter, [])
 
 
 def fixed_point(eigenvalue, movement, size=4):

@@ -1,0 +1,120 @@
+"""`LeaveOneOut`: the default, width and temperature from training rows that are left out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from posthoc_bhpeft.errors import DataError
+from posthoc_bhpeft.likelihood import Gaussian
+from posthoc_bhpeft.predictive.gradients import LabelGradients
+from posthoc_bhpeft.predictive.links import Link, LogOdds, Tempered
+from posthoc_bhpeft.selection.evidential import VisiblePrecision
+from posthoc_bhpeft.selection.leftout import LeftOutRows, most_modest
+from posthoc_bhpeft.selection.rule import LaplaceFit, PriorChoice, PriorRule, spread
+
+GRID = 20
+"""Temperatures tried for each factor of e."""
+
+WARMEST = 4.0
+
+
+@dataclass(frozen=True)
+class LeaveOneOut(PriorRule):
+    r"""The default: no held-out row is needed, and most often none would do better.
+
+    From one more pass over training rows:
+
+    1. The *matched precision* `d_0`, at which the prior predicts label log-odds as large as those
+       of the trained network. Its log-odds without a row are a Newton step away, at precision
+       `step * d_0` (`LeftOutRows`). That is about what training for a few epochs amounts to: over
+       nine data sets, left-out rows then have the NLL of new rows, within what 300 rows can show.
+    2. The posterior's precision is `width * step * d_0`: narrow enough to be safe where the network
+       is right to be sure, and wide enough to rank rows by their doubt.
+    3. Under that posterior the *temperature* that predicts the left-out rows best: below 1 for a
+       network that was trained too briefly to be as sure as it should be, above 1 for one that is
+       too sure. It is the one closest to 1 that is within a standard error of the best.
+
+    A class with few rows has them for itself, so that none tells what leaving one out does; the
+    temperature is at least `sqrt(C / N)`. The most probable class never changes.
+
+    In regression there are no log-odds, and `VisiblePrecision` is used.
+
+    Args:
+        step: Of the Newton step, in units of the matched precision.
+        width: Of the posterior, in units of the step's precision.
+        max_rows: Use at most about so many rows, evenly spread over the training data.
+    """
+
+    step: float = 1.5
+    width: float = 5.0
+    max_rows: int = 1024
+
+    def choose(self, fit: LaplaceFit) -> PriorChoice:
+        """The precision, and the temperature of the default link."""
+        if isinstance(fit.likelihood, Gaussian):
+            return VisiblePrecision().choose(fit)
+        n_rows = fit.evidence.n_rows
+        parts = list(fit.gradients(spread(fit.training, self.max_rows, n_rows)))
+        if not parts:
+            raise DataError("LeaveOneOut: no labelled row among the training batches it looked at.")
+        rows = LeftOutRows.of(fit.likelihood, LabelGradients.joined(parts), n_rows)
+        matched = rows.matched_precision()
+        precision = self.width * self.step * matched
+        found = self.temperature(rows, matched, n_rows)
+        reason = f"Prior precision {precision:.3g}. {found.describe(len(rows.dual.lengths))}"
+        return PriorChoice(
+            dict.fromkeys(fit.evidence.spectra, precision), reason, link=found.link()
+        )
+
+    def temperature(self, rows: LeftOutRows, matched: float, n_rows: int) -> LeftOutTemperature:
+        """The temperature closest to 1 that left-out rows do not speak against."""
+        steps = rows.steps(self.step * matched)
+        variance = rows.predictive_variance(self.width * self.step * matched)
+        tried = temperatures(rows.gradients.outputs.shape[-1], n_rows)
+        losses = torch.stack([rows.losses(t, steps, variance) for t in tried])
+        best = most_modest(losses)
+        means = losses.mean(1)
+        return LeftOutTemperature(tried[best], float(means[0]), float(means[best]))
+
+
+@dataclass(frozen=True)
+class LeftOutTemperature:
+    """A temperature found on left-out rows.
+
+    Attributes:
+        value: The temperature.
+        before: NLL of the left-out rows at 1, in nats.
+        after: At `value`.
+    """
+
+    value: float
+    before: float
+    after: float
+
+    def link(self) -> Link:
+        """The link that uses it."""
+        return LogOdds() if self.value == 1.0 else Tempered(self.value)
+
+    def describe(self, n_rows: int) -> str:
+        """In words."""
+        judged = f"{n_rows} training answers, each judged by the model without it,"
+        if self.value == 1.0:
+            return f"Temperature 1: {judged} ask for no other (NLL {self.before:.3f})."
+        what = "surer" if self.value < 1 else "less sure"
+        return (
+            f"Temperature {self.value:.2f}: {judged} ask for {what} predictions "
+            f"(NLL {self.before:.3f} at 1, {self.after:.3f} so)."
+        )
+
+
+def temperatures(classes: int, n_rows: int) -> list[float]:
+    """Those to try, the closest to 1 first."""
+    coldest = min(math.sqrt(classes / n_rows), 1.0)
+    tried = [1.0]
+    for k in range(1, 10 * GRID):
+        ratio = math.exp(k / GRID)
+        tried += [t for t in (1 / ratio, ratio) if coldest <= t <= WARMEST]
+    return tried

@@ -1,0 +1,144 @@
+r"""Training rows as the model without each of them would see them, in the dual of the GGN.
+
+With `g_n` the gradient of row `n`'s label log-odds `L_n` in the weights and `p_n = sigmoid(L_n)`,
+
+    H(d) = d I + sum_n w_n g_n g_n^T,   w_n = p_n (1 - p_n),
+    v_n = g_n^T H^-1 g_n,   v_-n = v_n / (1 - w_n v_n),   L_-n = L_n - v_-n (1 - p_n):
+
+`v_-n` is the variance without row `n` (Sherman and Morrison), and `L_-n` one Newton step away from
+its label (Opper and Winther 2000, https://doi.org/10.1162/089976600300014881; the infinitesimal
+jackknife, Giordano et al. 2019, https://arxiv.org/abs/1806.00550). For a quadratic loss both are
+exact. All weights are taken together, as no block-diagonal curvature would: measured on nine data
+sets, the block-diagonal step is off by a factor that depends on the set.
+
+`H` is never formed: with `K = G G^T` and its eigenvalues under the weights `w`, `v_n` costs nothing
+more at any `d`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from posthoc_bhpeft.evidence import HIGHEST, LOWEST
+from posthoc_bhpeft.likelihood import Bernoulli, Likelihood
+from posthoc_bhpeft.predictive.gradients import LabelGradients, label_log_odds
+from posthoc_bhpeft.predictive.links import PROBIT
+
+
+@dataclass(frozen=True)
+class DualVariances:
+    """`v_n` and `v_-n` at every precision, from one eigendecomposition.
+
+    Attributes:
+        lengths: `|g_n|^2`, `(R,)`.
+        weights: `w_n` times the number of rows that each row stands for, `(R,)`.
+        eigenvalues: Of `W^1/2 K W^1/2`, `(R,)`.
+        loads: `K W^1/2 U`, `(R, R)`, `U` its eigenvectors.
+    """
+
+    lengths: Tensor
+    weights: Tensor
+    eigenvalues: Tensor
+    loads: Tensor
+
+    @classmethod
+    def of(cls, gradients: Tensor, weights: Tensor) -> DualVariances:
+        """From gradients or sketches of them `(R, k)` and weights `(R,)`, in float64."""
+        rows = gradients.double()
+        kernel, roots = rows @ rows.T, weights.double().sqrt()
+        values, vectors = torch.linalg.eigh(roots[:, None] * kernel * roots)
+        loads = (kernel * roots) @ vectors
+        return cls(kernel.diagonal().clone(), weights.double(), values.clamp_min(0), loads)
+
+    def inside(self, precision: float) -> Tensor:
+        """`v_n`, with every row: `(|g|^2 - sum_i loads_i^2 / (d + l_i)) / d`."""
+        explained = self.loads.square() @ (1 / (precision + self.eigenvalues))
+        return ((self.lengths - explained) / precision).clamp_min(0)
+
+    def outside(self, precision: float) -> Tensor:
+        """`v_-n`, without the row itself."""
+        inside = self.inside(precision)
+        # With `w` exact, `w v < 1`; rounding may say otherwise where a row is all there is.
+        return inside / (1 - self.weights * inside).clamp_min(1e-6)
+
+
+@dataclass(frozen=True)
+class LeftOutRows:
+    """Training rows, ready to be judged without themselves.
+
+    Attributes:
+        likelihood: Of the labels.
+        gradients: Of the label log-odds.
+        dual: Their variances.
+        copies: Training rows that each of these stands for.
+    """
+
+    likelihood: Likelihood
+    gradients: LabelGradients
+    dual: DualVariances
+    copies: float
+
+    @classmethod
+    def of(cls, likelihood: Likelihood, gradients: LabelGradients, n_rows: int) -> LeftOutRows:
+        """From some training rows, evenly drawn from `n_rows`."""
+        copies = max(n_rows / len(gradients.outputs), 1.0)
+        p = label_log_odds(likelihood, gradients.outputs, gradients.labels).sigmoid()
+        dual = DualVariances.of(gradients.sketches, copies * p * (1 - p))
+        return cls(likelihood, gradients, dual, copies)
+
+    def log_odds(self, temperature: float = 1.0) -> Tensor:
+        """`L` of the labels at a temperature, `(R,)`."""
+        found = self.gradients
+        return label_log_odds(self.likelihood, found.outputs, found.labels, temperature)
+
+    def matched_precision(self) -> float:
+        """The precision at which the prior predicts label log-odds as large as the network's.
+
+        `d = sum_n |g_n|^2 / sum_n (L_n - L_0)^2`, with `L_0 = -log(C - 1)` what a network without
+        any preference says.
+        """
+        classes = self.gradients.outputs.shape[-1]
+        nothing = 0.0 if isinstance(self.likelihood, Bernoulli) else -math.log(classes - 1)
+        moved = float((self.log_odds() - nothing).square().sum())
+        if moved == 0:
+            return HIGHEST
+        return min(max(float(self.dual.lengths.sum()) / moved, LOWEST), HIGHEST)
+
+    def steps(self, precision: float) -> Tensor:
+        """`v_-n (1 - p_n)`, how far a label's log-odds fall without its row, `(R,)`."""
+        return self.dual.outside(precision) * (-self.log_odds()).sigmoid()
+
+    def predictive_variance(self, precision: float) -> Tensor:
+        """The posterior's own variance of the log-odds, as if without the row, `(R,)`."""
+        inside = self.dual.inside(precision)
+        grown = self.dual.outside(precision) / inside.clamp_min(1e-30)
+        return self.gradients.variance(precision) * torch.where(inside > 0, grown, 1.0)
+
+    def losses(self, temperature: float, steps: Tensor, variance: Tensor) -> Tensor:
+        """NLL of each left-out label at a temperature, `(R,)`, in nats.
+
+        `-log sigmoid(m / sqrt(1 + pi/8 v / T^2))`, `m = L(f / T) - step / T`.
+        """
+        moved = self.log_odds(temperature) - steps / temperature
+        return F.softplus(-moved / torch.sqrt(1 + PROBIT * variance / temperature**2))
+
+
+def most_modest(losses: Tensor) -> int:
+    """The first candidate that is no worse than the best by more than a standard error.
+
+    Args:
+        losses: `(K, R)`, of `K` candidates on the same rows; the most modest candidate first.
+
+    Returns:
+        Its index: the smallest `k` with `mean(e) <= sd(e) / sqrt(R)`, `e = losses_k - losses_best`
+        (the one-standard-error rule, Breiman et al. 1984, with paired differences).
+    """
+    excess = losses - losses[int(losses.mean(1).argmin())]
+    error = excess.std(1) / math.sqrt(losses.shape[1]) if losses.shape[1] > 1 else 0.0
+    within = excess.mean(1) <= error + 1e-12
+    return int(within.int().argmax())

@@ -1,0 +1,65 @@
+"""What a prior rule is given, and what it gives back."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from posthoc_bhpeft.batches import Loader
+from posthoc_bhpeft.evidence import LaplaceEvidence
+from posthoc_bhpeft.likelihood import Likelihood
+from posthoc_bhpeft.predictive.gradients import LabelGradients
+from posthoc_bhpeft.predictive.links import Link
+from posthoc_bhpeft.predictive.spectrum import CovarianceSpectrum
+
+
+@dataclass(frozen=True)
+class LaplaceFit:
+    """What a prior rule may look at.
+
+    Attributes:
+        evidence: Eigenvalues, movements and log likelihood.
+        likelihood: Of the labels given outputs.
+        spectra: Covariance spectra of batches, as a link needs them; one prediction's cost.
+        gradients: Gradients of the label log-odds of batches; a backward pass a row.
+        training: The loader the curvature was fitted on.
+    """
+
+    evidence: LaplaceEvidence
+    likelihood: Likelihood
+    spectra: Callable[[Loader, Link], Iterable[CovarianceSpectrum]]
+    gradients: Callable[[Loader], Iterable[LabelGradients]]
+    training: Loader
+
+
+@dataclass(frozen=True)
+class PriorChoice:
+    """A prior precision for each block.
+
+    Attributes:
+        precision: By block name.
+        reason: One or two sentences for a person.
+        noise_variance: Of a Gaussian likelihood, where it was to be learnt.
+        link: For predictions, where the rule found one and nobody asked for another.
+    """
+
+    precision: Mapping[str, float]
+    reason: str
+    noise_variance: float | None = None
+    link: Link | None = None
+
+
+class PriorRule(Protocol):
+    """Chooses a prior precision for every block."""
+
+    def choose(self, fit: LaplaceFit) -> PriorChoice:
+        """Choose."""
+        ...
+
+
+def spread(loader: Loader, wanted: int, n_rows: int) -> list[Any]:
+    """Batches of a loader with about `wanted` of its `n_rows` rows, evenly spread over it."""
+    step = max(round(n_rows / wanted), 1)
+    return list(itertools.islice(loader, 0, None, step))
