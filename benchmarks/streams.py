@@ -305,7 +305,8 @@ def setup_of(options: argparse.Namespace) -> Setup:
 
 def report(options: argparse.Namespace, setup: Setup) -> None:
     """Write the page, its files and, if asked for, the picture from the cells that are finished."""
-    found = finished(result_cells(known_streams(setup), METHODS, options.seeds), setup)
+    cells = result_cells(known_streams(setup), METHODS, known_seeds(setup, options.seeds))
+    found = finished(cells, setup)
     if not found:
         sys.exit(f"No finished cell of these settings under {str(setup.output)!r}; run them first.")
     results = list(found.values())
@@ -338,6 +339,12 @@ def known_streams(setup: Setup) -> list[str]:
     kept = setup.output / "cells"
     committed = {result.stream for result in from_csv(setup.results / CELLS).values()}
     return [name for name in STREAMS if name in committed or any(kept.glob(f"{name}-*.json"))]
+
+
+def known_seeds(setup: Setup, wanted: Iterable[int]) -> list[int]:
+    """Seeds asked for and those that stand in the committed file: a run must not drop a seed."""
+    committed = {result.seed for result in from_csv(setup.results / CELLS).values()}
+    return sorted({*wanted, *committed})
 
 
 def update_readme(table: str) -> None:

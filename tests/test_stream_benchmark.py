@@ -436,3 +436,15 @@ def test_the_picture_has_a_panel_a_stream_and_a_line_a_round(bench: Any) -> None
     assert list(warm[1].get_ydata()) == pytest.approx([90.0])
     assert list(warm[1].get_xdata()) == [2]
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["r0", "r1"]
+
+
+def test_a_run_of_one_seed_keeps_the_others_that_are_committed(bench: Any, tmp_path: Path) -> None:
+    streams = bench("streams")
+    line = "growth-7-l2-0,growth,1,7,L2,rows-10,rows-10,20,2,0.5,0.7,0.1,,,"
+    header = (
+        "cell,stream,one_test,seed,method,trained,tested,n,outputs,"
+        "accuracy,nll,ece,seconds,state_bytes,weights_bytes"
+    )
+    (tmp_path / "streams.csv").write_text(f"{header}\n{line}\n", encoding="utf-8")
+    setup = streams.setup_of(streams.parse(["--data", "rows", "--results", str(tmp_path)]))
+    assert streams.known_seeds(setup, [2]) == [2, 7]
