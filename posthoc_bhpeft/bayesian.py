@@ -162,7 +162,7 @@ class BayesianPeft:
             raise ConfigError(
                 "This posterior has no rule for which rows go to a human. Make one on labelled "
                 "rows: `bhpeft audit CHECKPOINT --data held-out.csv --max-error 0.05 "
-                "--save-review`, or bayes.with_review(rule)."
+                "--save-review error`, or bayes.with_review(rule)."
             )
         self.review_rule.check_predictive(self.predictive if predictive is None else predictive)
         return self.review_rule

@@ -112,8 +112,9 @@ def _probabilities(columns: Columns) -> tuple[Floats, tuple[str, ...] | None]:
         values = columns["probabilities"]
         if values and all(value is None for value in values):
             raise DataError(
-                "There are no probabilities in any row: these are predictions of a regression. An "
-                "audit is about classes; use measure_gaussian(mean, variance, targets)."
+                "There are no probabilities in any row: these are predictions of a regression. "
+                "This audit is about classes; in Python, posthoc_bhpeft.audit.regression has "
+                "read_real_predictions and audit_regression."
             )
         return _numbers([_parsed(value) for value in values]), None
     single = {m[1]: name for name in columns if (m := _ONE_CLASS.fullmatch(name))}

@@ -20,8 +20,9 @@ from posthoc_bhpeft.rivals import Point, Rival
 from posthoc_bhpeft.rivals.ensemble import class_names
 
 NOT_CLASSES = (
-    "An audit is about one class a row. For a regression use measure_gaussian(mean, variance, "
-    "targets); of several yes-or-no answers audit one at a time, as "
+    "This audit is about one class a row. For a regression call "
+    "posthoc_bhpeft.audit.regression.audit_regression; of several yes-or-no answers audit one at a "
+    "time, as "
     "Predictions(stack([1 - p, p], 1), labels)."
 )
 """What to do with other outputs."""

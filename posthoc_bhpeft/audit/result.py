@@ -89,7 +89,7 @@ class Audit:
             "slices": [asdict(one) for one in self.slices],
             "drift": None if self.drift is None else asdict(self.drift),
         }
-        found: dict[str, Any] = _plain(content)
+        found: dict[str, Any] = plain(content)
         return found
 
     def card_row(self, metrics: tuple[str, ...] = CARD_METRICS) -> str:
@@ -113,12 +113,12 @@ def _intervals(figures: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
     return {name: asdict(found) for name, found in figures.items()}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """As JSON knows it: tuples are lists, keys strings, and NaN and infinities are no numbers."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, float):
@@ -126,4 +126,4 @@ def _plain(value: Any) -> Any:
     if isinstance(value, str | int) or value is None:
         return value
     tolist = getattr(value, "tolist", None)
-    return _plain(tolist()) if tolist is not None else str(value)
+    return plain(tolist()) if tolist is not None else str(value)

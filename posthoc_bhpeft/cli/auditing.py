@@ -200,8 +200,8 @@ def opened(folder: str, asked: Asked) -> Opened:
     found = open_checkpoint(path)
     if found.record is not None and found.label_names is None:
         raise ConfigError(
-            f"{folder!r} is a regression, and an audit is about classes. In Python, "
-            "measure_gaussian(mean, variance, targets) has NLL, CRPS and interval coverage."
+            f"{folder!r} is a regression, and `bhpeft audit` is about classes. In Python, "
+            "posthoc_bhpeft.audit.regression has audit_regression and write_regression_report."
         )
     predictor = load_predictor(
         path,

@@ -493,10 +493,10 @@ def test_a_regression_is_not_audited(base, tmp_path):
     out = tmp_path / "out"
     ok("train", "--model", base, "--data", path, "--output", out, *SMALL)
     ok("fit", out)
-    assert "measure_gaussian" in refused("audit", out)
+    assert "audit_regression" in refused("audit", out)
     ok("predict", out, "--output", tmp_path / "preds")
     message = refused("audit", tmp_path / "preds" / "predictions.jsonl")
-    assert "measure_gaussian" in message
+    assert "read_real_predictions" in message
     assert "predictions.jsonl" in message
 
 

@@ -12,7 +12,7 @@ from posthoc_bhpeft.audit.regression.coverage import Coverage
 from posthoc_bhpeft.audit.regression.decisions import RealDecision
 from posthoc_bhpeft.audit.regression.groups import RealGroup
 from posthoc_bhpeft.audit.regression.predictions import RealPredictions
-from posthoc_bhpeft.audit.result import _plain
+from posthoc_bhpeft.audit.result import plain
 
 CARD_METRICS = ("rmse", "r2", "gaussian_nll", "crps", "interval_coverage")
 NOTHING = "–"
@@ -79,7 +79,7 @@ class RegressionAudit:
             "conformal": None if self.conformal is None else asdict(self.conformal),
             "groups": [asdict(one) for one in self.groups],
         }
-        found: dict[str, Any] = _plain(content)
+        found: dict[str, Any] = plain(content)
         return found
 
     def card_row(self, metrics: tuple[str, ...] = CARD_METRICS) -> str:
