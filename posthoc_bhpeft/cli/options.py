@@ -117,6 +117,7 @@ class DirectionsChoice(str, Enum):
 class PredictiveChoice(str, Enum):
     """How predictions are made."""
 
+    fitted = "fitted"
     linearised = "linearised"
     sampled = "sampled"
     map = "map"

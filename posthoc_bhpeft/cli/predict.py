@@ -43,12 +43,15 @@ def predict(
     predictive: Annotated[
         PredictiveChoice,
         typer.Option(
-            "--predictive", help="Linearised, by sampled weights, or by the trained weights (map)."
+            "--predictive",
+            help="As it was fitted, with its temperature; linearised anew; by sampled weights; or "
+            "by the trained weights (map).",
         ),
-    ] = PredictiveChoice.linearised,
+    ] = PredictiveChoice.fitted,
     link: Annotated[
-        LinkChoice, typer.Option("--link", help="From logits to probabilities, if linearised.")
-    ] = LinkChoice.log_odds,
+        LinkChoice | None,
+        typer.Option("--link", help="From logits to probabilities, linearised anew."),
+    ] = None,
     samples: Annotated[
         int | None,
         typer.Option("--samples", help="Draws, of sampled and monte-carlo. [default: 16, 512]"),
@@ -135,7 +138,7 @@ def predict(
             point=predictive is PredictiveChoice.map,
             regression=found.label_names is None,
         )
-        chosen = _predictive(predictive, link, samples, seed)
+        chosen = _predictive(predictive, link, samples, seed) or predictor.usual
         if review:
             predictor.check_review(chosen)
         loader = batches_of(found, rows, predictor.base, batch_size)
@@ -170,8 +173,9 @@ def predict(
 
 
 def _predictive(
-    choice: PredictiveChoice, link: LinkChoice, samples: int | None, seed: int
-) -> Predictive:
+    choice: PredictiveChoice, link: LinkChoice | None, samples: int | None, seed: int
+) -> Predictive | None:
+    """The predictive asked for; `None` is the one that was fitted."""
     from posthoc_bhpeft import predictive as p
     from posthoc_bhpeft.errors import ConfigError
 
@@ -180,8 +184,11 @@ def _predictive(
         raise ConfigError(
             "--samples is for --predictive sampled and --link monte-carlo; nothing else draws."
         )
-    if choice is not PredictiveChoice.linearised and link is not LinkChoice.log_odds:
+    anew = (PredictiveChoice.fitted, PredictiveChoice.linearised)
+    if link is not None and choice not in anew:
         raise ConfigError(f"--link is for --predictive linearised, not {choice.value}.")
+    if choice is PredictiveChoice.fitted and link is None:
+        return None
     if choice is PredictiveChoice.map:
         return p.MAP()
     if choice is PredictiveChoice.sampled:
@@ -192,4 +199,4 @@ def _predictive(
         LinkChoice.probit: p.Probit(),
         LinkChoice.bridge: p.LaplaceBridge(),
     }
-    return p.Linearized(link=links[link])
+    return p.Linearized(link=links[link or LinkChoice.log_odds])

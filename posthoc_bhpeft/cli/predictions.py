@@ -18,7 +18,7 @@ from posthoc_bhpeft.checkpoints import load_adapter
 from posthoc_bhpeft.cli.output import plain
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.errors import ConfigError
-from posthoc_bhpeft.predictive import Prediction
+from posthoc_bhpeft.predictive import MAP, Prediction
 from posthoc_bhpeft.predictive.uncertainty import predict_point
 from posthoc_bhpeft.saving import POSTERIOR_FILE
 
@@ -36,6 +36,11 @@ class Predictor:
         """Where the base model came from."""
         get_base: Any = getattr(self.model, "get_base_model", lambda: self.model)
         return str(get_base().config._name_or_path)
+
+    @property
+    def usual(self) -> Predictive:
+        """The predictive that was fitted; of trained weights alone, `MAP()`."""
+        return MAP() if self.bayes is None else self.bayes.predictive
 
     def check_review(self, predictive: Predictive) -> None:
         """Raise unless there is a rule for review that fits the predictive, before any work.

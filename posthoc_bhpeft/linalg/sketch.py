@@ -37,10 +37,15 @@ class CountSketch:
         signs = 1 - 2 * torch.randint(2, (length,), generator=generator, dtype=torch.int8)
         return cls(buckets, signs, size)
 
+    def to(self, device: torch.device) -> CountSketch:
+        """The same sketch for rows on a device."""
+        if self.buckets is None or self.signs is None:
+            return self
+        return CountSketch(self.buckets.to(device), self.signs.to(device), self.size)
+
     def __call__(self, rows: Tensor) -> Tensor:
-        """Rows `(R, P)` to `(R, k)`."""
+        """Rows `(R, P)` to `(R, k)`, on the sketch's device."""
         if self.buckets is None or self.signs is None:
             return rows
-        buckets = self.buckets.to(rows.device)
-        signed = rows * self.signs.to(rows)
-        return rows.new_zeros(len(rows), self.size).index_add_(1, buckets, signed)
+        short = rows.new_zeros(len(rows), self.size)
+        return short.index_add_(1, self.buckets, rows * self.signs)

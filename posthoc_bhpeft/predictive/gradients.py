@@ -132,6 +132,7 @@ def label_gradients(
     member = torch.cat([bins.assign(bases[block.name].eigenvalues) for block in blocks]).to(device)
     # A stream of its own: the sketch must not depend on what was drawn before.
     sketch = CountSketch.make(len(member), sketch_size, torch.Generator().manual_seed(0))
+    sketch = sketch.to(device)
     with evaluating(model), engine(model, blocks) as tape:
         for batch in batches:
             inputs, labels = split_batch(batch)

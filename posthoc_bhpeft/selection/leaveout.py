@@ -18,37 +18,38 @@ from posthoc_bhpeft.selection.rule import LaplaceFit, PriorChoice, PriorRule, sp
 GRID = 20
 """Temperatures tried for each factor of e."""
 
-WARMEST = 4.0
-
 
 @dataclass(frozen=True)
 class LeaveOneOut(PriorRule):
-    r"""The default: no held-out row is needed, and most often none would do better.
+    r"""The default, without a held-out row: too sure is softened, too unsure is sharpened.
 
     From one more pass over training rows:
 
     1. The *matched precision* `d_0`, at which the prior predicts label log-odds as large as those
-       of the trained network. Its log-odds without a row are a Newton step away, at precision
-       `step * d_0` (`LeftOutRows`). That is about what training for a few epochs amounts to: over
-       nine data sets, left-out rows then have the NLL of new rows, within what 300 rows can show.
-    2. The posterior's precision is `width * step * d_0`: narrow enough to be safe where the network
-       is right to be sure, and wide enough to rank rows by their doubt.
-    3. Under that posterior the *temperature* that predicts the left-out rows best: below 1 for a
-       network that was trained too briefly to be as sure as it should be, above 1 for one that is
-       too sure. It is the one closest to 1 that is within a standard error of the best.
+       of the trained network. The posterior's is `width * d_0`. It softens where the weights leave
+       room for doubt, and little where they do not.
+    2. Under that posterior a *temperature*, 1 or below, for a network that was trained too briefly
+       to be as sure as it should be. It is the one that predicts training rows best, each judged
+       by the model without it (`LeftOutRows`); of those within two standard errors of the
+       best, the one closest to 1.
 
-    A class with few rows has them for itself, so that none tells what leaving one out does; the
-    temperature is at least `sqrt(C / N)`. The most probable class never changes.
+    How much a network owes to a row depends on how it was trained, which its weights do not tell.
+    The step that leaves a row out is taken at `step * d_0`, where it is rather too long than too
+    short, so that only clear cases are sharpened. A class with few rows has its weights for itself,
+    and none tells what leaving one out does; the temperature is at least `sqrt(C / N)`. The most
+    probable class never changes.
+
+    `step` and `width` are measured, not derived: `benchmarks/calibration.py`.
 
     In regression there are no log-odds, and `VisiblePrecision` is used.
 
     Args:
-        step: Of the Newton step, in units of the matched precision.
-        width: Of the posterior, in units of the step's precision.
+        step: Precision of the Newton step, in units of the matched precision.
+        width: Precision of the posterior, in the same units.
         max_rows: Use at most about so many rows, evenly spread over the training data.
     """
 
-    step: float = 1.5
+    step: float = 0.75
     width: float = 5.0
     max_rows: int = 1024
 
@@ -62,7 +63,7 @@ class LeaveOneOut(PriorRule):
             raise DataError("LeaveOneOut: no labelled row among the training batches it looked at.")
         rows = LeftOutRows.of(fit.likelihood, LabelGradients.joined(parts), n_rows)
         matched = rows.matched_precision()
-        precision = self.width * self.step * matched
+        precision = self.width * matched
         found = self.temperature(rows, matched, n_rows)
         reason = f"Prior precision {precision:.3g}. {found.describe(len(rows.dual.lengths))}"
         return PriorChoice(
@@ -72,7 +73,7 @@ class LeaveOneOut(PriorRule):
     def temperature(self, rows: LeftOutRows, matched: float, n_rows: int) -> LeftOutTemperature:
         """The temperature closest to 1 that left-out rows do not speak against."""
         steps = rows.steps(self.step * matched)
-        variance = rows.predictive_variance(self.width * self.step * matched)
+        variance = rows.predictive_variance(self.width * matched)
         tried = temperatures(rows.gradients.outputs.shape[-1], n_rows)
         losses = torch.stack([rows.losses(t, steps, variance) for t in tried])
         best = most_modest(losses)
@@ -102,19 +103,14 @@ class LeftOutTemperature:
         """In words."""
         judged = f"{n_rows} training answers, each judged by the model without it,"
         if self.value == 1.0:
-            return f"Temperature 1: {judged} ask for no other (NLL {self.before:.3f})."
-        what = "surer" if self.value < 1 else "less sure"
+            return f"Temperature 1: {judged} ask for no lower one (NLL {self.before:.3f})."
         return (
-            f"Temperature {self.value:.2f}: {judged} ask for {what} predictions "
+            f"Temperature {self.value:.2f}: {judged} ask for surer predictions "
             f"(NLL {self.before:.3f} at 1, {self.after:.3f} so)."
         )
 
 
 def temperatures(classes: int, n_rows: int) -> list[float]:
-    """Those to try, the closest to 1 first."""
+    """Those to try, from 1 down."""
     coldest = min(math.sqrt(classes / n_rows), 1.0)
-    tried = [1.0]
-    for k in range(1, 10 * GRID):
-        ratio = math.exp(k / GRID)
-        tried += [t for t in (1 / ratio, ratio) if coldest <= t <= WARMEST]
-    return tried
+    return [math.exp(-k / GRID) for k in range(int(-GRID * math.log(coldest) + 1e-9) + 1)]

@@ -74,15 +74,24 @@ def test_the_matched_precision_never_makes_predictions_surer_or_other_and_says_w
     assert bool((ours.probabilities.amax(-1) <= plain.probabilities.amax(-1) + 1e-12).all())
 
 
-def test_the_default_keeps_the_class_and_predicts_at_the_temperature_it_names():
-    model, loader = mlp(3, 4, 3), pairs((6, 3), 3)
-    bayes = bayesianize(model, loader, progress=False)
-    assert len(set(bayes.posterior.prior.precision.values())) == 1
+def test_a_network_that_is_too_unsure_predicts_at_the_temperature_that_it_names():
+    model = mlp(3, 4, 3)
+    inputs = torch.randn(60, 3, generator=seeded(0), dtype=next(model.parameters()).dtype)
+    # Right on every row, and unsure of all of them.
+    with torch.no_grad():
+        for parameter in model[-1].parameters():
+            parameter.mul_(0.2)
+        labels = model(inputs).argmax(-1)
+    batches = [(inputs[:30], labels[:30]), (inputs[30:], labels[30:])]
+    bayes = bayesianize(model, batches, progress=False)
     link = bayes.predictive.link
     assert isinstance(link, Tempered)
-    assert f"Temperature {link.temperature:.2f}: 12 training answers" in bayes.reason
-    ours, plain = bayes.predict(loader[0]), bayes.predict(loader[0], MAP())
+    assert link.temperature < 0.8
+    assert f"Temperature {link.temperature:.2f}: 60 training answers" in bayes.reason
+    assert len(set(bayes.posterior.prior.precision.values())) == 1
+    ours, plain = bayes.predict(inputs), bayes.predict(inputs, MAP())
     assert torch.equal(ours.predicted, plain.predicted)
+    assert ours.probabilities.amax(-1).mean() > plain.probabilities.amax(-1).mean()
 
 
 def test_a_predictive_that_is_asked_for_is_taken_as_it_is():

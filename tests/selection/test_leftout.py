@@ -159,26 +159,24 @@ def test_the_matched_precision_gives_the_prior_the_log_odds_of_the_network(class
 # The choice
 
 
-def test_the_most_modest_within_a_standard_error_of_the_best():
+def test_the_most_modest_within_two_standard_errors_of_the_best():
     noise = torch.randn(1000, generator=seeded(0)).double()
-    base = torch.ones(1000).double() + 0.3 * torch.randn(1000, generator=seeded(1)).double()
-    level = base + 0.1 * noise + 0.003 - 0.1 * noise.mean()
-    worse = base + 0.1 * noise + 0.1
-    # 0.003 is one standard error of differences of deviation 0.1 over 1000 rows, and a little less.
-    assert most_modest(torch.stack([worse, level, base])) == 1
-    assert most_modest(torch.stack([worse, base, level])) == 1
-    assert most_modest(torch.stack([base, worse])) == 0
+    noise = (noise - noise.mean()) / noise.std()
+    best = torch.randn(1000, generator=seeded(1)).double()
+    # Differences of deviation 0.1 over 1000 rows: two standard errors are 0.00632.
+    level, worse = best + 0.1 * noise + 0.0063, best + 0.1 * noise + 0.0064
+    assert most_modest(torch.stack([worse, level, best])) == 1
+    assert most_modest(torch.stack([worse, best, level])) == 1
+    assert most_modest(torch.stack([level, worse, best])) == 0
+    assert most_modest(torch.stack([best, worse])) == 0
 
 
-def test_temperatures_start_at_one_and_stop_where_classes_have_few_rows():
+def test_temperatures_go_down_from_one_and_stop_where_classes_have_few_rows():
     tried = temperatures(4, 400)
     assert tried[0] == 1
-    assert min(tried) == pytest.approx(0.1, rel=0.06)
-    assert min(tried) >= 0.1
-    assert 3.8 < max(tried) <= 4
-    distances = [round(abs(math.log(t)), 9) for t in tried]
-    assert distances == sorted(distances)
-    assert min(temperatures(50, 40)) == 1
+    assert tried == sorted(tried, reverse=True)
+    assert 0.1 - 1e-9 <= min(tried) < 0.1 * math.exp(1 / 20)
+    assert temperatures(50, 40) == [1.0]
 
 
 def shrunk(rows, factor):
@@ -193,7 +191,7 @@ def shrunk(rows, factor):
     )
 
 
-def test_a_network_that_is_too_unsure_is_made_surer_and_one_that_is_right_is_left_alone():
+def test_a_network_that_is_too_unsure_is_made_surer_and_no_other():
     x, y = two_classes(600)
     rows = rows_of(x, y, logistic(x, y, 1.0))
     rule = LeaveOneOut()
@@ -202,12 +200,11 @@ def test_a_network_that_is_too_unsure_is_made_surer_and_one_that_is_right_is_lef
         return rule.temperature(some, some.matched_precision(), 600)
 
     assert found(rows).value == 1.0
-    unsure, sure = found(shrunk(rows, 0.3)), found(shrunk(rows, 4.0))
-    assert 0.2 < unsure.value < 0.6
-    assert sure.value > 1.5
+    assert found(shrunk(rows, 4.0)).value == 1.0
+    unsure = found(shrunk(rows, 0.3))
+    assert 0.2 < unsure.value < 0.7
     assert unsure.after < unsure.before
     assert "surer" in unsure.describe(600)
-    assert "less sure" in sure.describe(600)
 
 
 def test_the_link_says_its_temperature():

@@ -1,0 +1,122 @@
+"""The parts of the calibration benchmark that train no model."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a module of the benchmarks by its name."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+def cell(bench: Any, **changes: Any) -> Any:
+    settings = {"rows": 320, "seed": 0, "protocol": "full", "test_rows": 50, "max_length": 48}
+    return bench("calibration_data").Cell("sst2", **{**settings, **changes})
+
+
+def scored(bench: Any, one: Any, method: str, nll: float, **changes: Any) -> Any:
+    store = bench("calibration_store")
+    known = {"accuracy": 0.8, "nll": nll, "ece": 0.1, "brier": 0.3, "aurc": 0.05, "removed": 0.2}
+    rest = dict.fromkeys(("auroc", "auroc_total", "auroc_epistemic"), math.nan)
+    times = {"fit_seconds": 1.5, "predict_seconds": 0.5}
+    score = store.Score(
+        one.key, one.name, one.rows, one.protocol, one.seed, method, 1, 50,
+        **known, less=0.0, low=-0.1, high=0.1, **rest, **times,
+    )  # fmt: skip
+    return replace(score, **changes)
+
+
+def test_a_cell_is_another_where_anything_that_decides_it_is(bench: Any) -> None:
+    first = cell(bench)
+    others = [
+        cell(bench, rows=640),
+        cell(bench, seed=1),
+        cell(bench, protocol="over"),
+        cell(bench, test_rows=60),
+        cell(bench, max_length=64),
+    ]
+    assert len({first.key, *(one.key for one in others)}) == 6
+    assert first.key == cell(bench).key
+    assert first.key.startswith("sst2-320-full-0-")
+
+
+def test_scores_come_back_from_the_file_and_old_revisions_do_not(
+    bench: Any, tmp_path: Path
+) -> None:
+    store = bench("calibration_store")
+    mine = [scored(bench, cell(bench), "MAP", 0.5), scored(bench, cell(bench), "ours", 0.45)]
+    old = replace(scored(bench, cell(bench, seed=1), "ours", 0.3), revision=-1)
+    path = tmp_path / "calibration.csv"
+    path.write_text(store.as_csv([*mine, old]), encoding="utf-8")
+    found = store.load(path)
+    assert list(found) == [(one.cell, one.method) for one in mine]
+    for one in mine:
+        again = found[one.cell, one.method]
+        assert math.isnan(again.auroc)
+        assert replace(again, auroc=0, auroc_total=0, auroc_epistemic=0) == replace(
+            one, auroc=0, auroc_total=0, auroc_epistemic=0
+        )
+    assert store.load(tmp_path / "none.csv") == {}
+
+
+def test_the_summary_by_hand(bench: Any) -> None:
+    tables = bench("calibration_tables")
+    first, second = cell(bench), cell(bench, seed=1)
+    scores = [
+        scored(bench, first, "MAP", 0.5, ece=0.2),
+        scored(bench, second, "MAP", 0.4, ece=0.01),
+        scored(bench, first, "ours", 0.4, ece=0.08, low=-0.2, high=-0.01, accuracy=0.79),
+        scored(bench, second, "ours", 0.42, low=-0.01, high=0.05),
+    ]
+    row = tables.summary_row("ours", tables.beside_map(scores, "ours"))
+    assert row[1] == "2"
+    assert row[2].startswith(f"{math.sqrt(0.8 * 1.05):.3f}")
+    assert row[3] == "1.050"
+    assert row[4] == "1, 1, 0"
+    assert row[5] == "-0.5 (-1.0)"
+    # Only the cell where MAP's ECE is above 5 % counts.
+    assert row[6] == "0.080 (MAP 0.200)"
+
+
+def test_pairs_of_a_question_stay_together(bench: Any, tmp_path: Path) -> None:
+    data = bench("calibration_data")
+    folder = tmp_path / "arc_easy"
+    folder.mkdir()
+    for split, questions in (("train", 300), ("test", 40)):
+        lines = [
+            json.dumps({"question": f"{split} {i}?", "choices": ["a", "b", "c"], "label": i % 3})
+            for i in range(questions)
+        ]
+        with gzip.open(folder / f"{split}.jsonl.gz", "wt", encoding="utf-8") as file:
+            file.write("\n".join(lines))
+    one = replace(cell(bench, rows=300, protocol="early", test_rows=60), name="arc_easy")
+    rows = data.rows_of(one, tmp_path)
+    sizes = [len(part) for part in (rows.train, rows.extra, rows.validation, rows.test)]
+    assert sizes == [300, 200, 200, 60]
+    assert rows.train.label_names == ("wrong", "right")
+    assert sum(rows.train.labels) == 100
+    assert not {*rows.train.texts} & {*rows.test.texts}
+    for first in range(0, 300, 3):
+        assert len({*rows.train.texts[first : first + 3]}) == 1
+
+
+def test_too_few_rows_are_said(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bench("calibration_data")
+    short = SimpleNamespace(train=range(10), extra=range(200))
+    monkeypatch.setattr(data, "classified", lambda *_: short)
+    with pytest.raises(data.DataError, match="too few rows for 320 and 200 more"):
+        data.rows_of(cell(bench), Path("rows"))
