@@ -89,10 +89,11 @@ def bayesianize(
         MemoryLimitError: If the curvature cannot fit into memory, before any pass.
     """
     earlier, rule = split_prior(prior)
+    usual = predictive or Linearized()
     roles = {
         "likelihood": likelihood,
         "curvature": curvature,
-        "predictive": predictive or Linearized(),
+        "predictive": usual,
     }
     check_arguments(model, **roles, **({} if rule is None else {"prior": rule}))
     blocks = discover(model, recognizers)
@@ -130,7 +131,6 @@ def bayesianize(
         posterior = unit_posterior(model, blocks, pairs, fitted, start)
         if rule is None:
             reason = describe_carried(posterior)
-            usual = predictive or Linearized()
             return BayesianPeft(model, posterior, likelihood, usual, curvature, reason)
         learns_noise = isinstance(likelihood, Gaussian) and likelihood.noise_variance is None
         evidence = replace(posterior.evidence(), learns_noise=learns_noise)

@@ -9,20 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from posthoc_bhpeft.batches import (
-    device_of,
-    evaluating,
-    forward,
-    labelled_rows,
-    move,
-    split_batch,
-)
+from posthoc_bhpeft.batches import device_of
 from posthoc_bhpeft.blocks import Block, Engine, observing
-from posthoc_bhpeft.errors import DataError
 from posthoc_bhpeft.likelihood import Bernoulli, Likelihood
 from posthoc_bhpeft.linalg import CountSketch, Eigenbasis
 from posthoc_bhpeft.predictive.linearized import projected_jacobian
-from posthoc_bhpeft.predictive.spectrum import EigenvalueBins
+from posthoc_bhpeft.predictive.spectrum import EigenvalueBins, labelled_batches
 
 SKETCH_SIZE = 16384
 
@@ -127,36 +119,21 @@ def label_gradients(
     Raises:
         DataError: If a batch has no labels.
     """
-    device = device_of(model)
     bins = EigenvalueBins.over(bases)
-    member = torch.cat([bins.assign(bases[block.name].eigenvalues) for block in blocks]).to(device)
+    device = device_of(model)
+    member = bins.members(blocks, bases).to(device)
     # A stream of its own: the sketch must not depend on what was drawn before.
-    sketch = CountSketch.make(len(member), sketch_size, torch.Generator().manual_seed(0))
-    sketch = sketch.to(device)
-    with evaluating(model), engine(model, blocks) as tape:
-        for batch in batches:
-            inputs, labels = split_batch(batch)
-            if labels is None:
-                raise DataError("A batch without labels came up while choosing the prior.")
-            keep = labelled_rows(labels).to(device)
-            outputs = forward(model, move(inputs, device))
-            labels = labels.to(device)
-            if not bool(keep.any()):
-                continue
-            likelihood.check_labels(outputs[keep], labels[keep])
-            fixed = outputs.detach()
-            # A row without a label gets some direction; it is dropped below.
-            known = labels.clamp_min(0)
-            directions = label_directions(likelihood, fixed, known)
-            jacobian = projected_jacobian(tape, blocks, bases, outputs, directions)[keep]
-            rows = jacobian.flatten(0, 1)
-            energies = rows.new_zeros(len(bins.centres), len(rows))
-            energies.index_add_(0, member, rows.square().T)
-            # What follows is small and needs float64, which not every device has.
-            yield LabelGradients(
-                fixed[keep].cpu(),
-                labels[keep].cpu(),
-                sketch(rows).cpu(),
-                bins.centres,
-                energies.cpu(),
-            )
+    sketch = CountSketch.make(len(member), sketch_size, torch.Generator().manual_seed(0)).to(device)
+    for one in labelled_batches(model, blocks, likelihood, batches, engine):
+        keep, fixed = one.keep, one.outputs.detach()
+        if not bool(keep.any()):
+            continue
+        # A row without a label gets some direction; it is dropped below.
+        directions = label_directions(likelihood, fixed, one.labels.clamp_min(0))
+        jacobian = projected_jacobian(one.tape, blocks, bases, one.outputs, directions)[keep]
+        rows = jacobian.flatten(0, 1)
+        energies = rows.new_zeros(len(bins.centres), len(rows))
+        energies.index_add_(0, member, rows.square().T)
+        # What follows is small and needs float64, which not every device has.
+        kept = fixed[keep].cpu(), one.labels[keep].cpu()
+        yield LabelGradients(*kept, sketch(rows).cpu(), bins.centres, energies.cpu())

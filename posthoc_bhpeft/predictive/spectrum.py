@@ -24,7 +24,7 @@ from posthoc_bhpeft.batches import (
     move,
     split_batch,
 )
-from posthoc_bhpeft.blocks import Block, Engine, observing
+from posthoc_bhpeft.blocks import Block, Engine, Tape, observing
 from posthoc_bhpeft.errors import DataError
 from posthoc_bhpeft.likelihood import Likelihood
 from posthoc_bhpeft.linalg import Eigenbasis
@@ -98,12 +98,58 @@ class EigenvalueBins:
         centres[0] = 0
         return cls(centres, edges)
 
+    def members(self, blocks: Sequence[Block], bases: Mapping[str, Eigenbasis]) -> Tensor:
+        """Bin `(P,)` of every weight of all blocks, in their order."""
+        return torch.cat([self.assign(bases[block.name].eigenvalues) for block in blocks])
+
     def assign(self, eigenvalues: Tensor) -> Tensor:
         """Bin `(P,)` of each eigenvalue."""
         flat = eigenvalues.double().flatten()
         return torch.bucketize(flat, self.edges.to(flat.device), right=True).clamp_max(
             len(self.edges) - 1
         )
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """A batch that went through the network, ready for gradients.
+
+    Attributes:
+        tape: Of its forward pass.
+        outputs: `(N, C)`, with their graph.
+        labels: `(N, ...)`.
+        keep: `(N,)`, whether a row has a label.
+    """
+
+    tape: Tape
+    outputs: Tensor
+    labels: Tensor
+    keep: Tensor
+
+
+def labelled_batches(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    likelihood: Likelihood,
+    batches: Iterable[Any],
+    engine: Engine,
+) -> Iterator[LabelledBatch]:
+    """Each batch after its forward pass, its labels checked.
+
+    Raises:
+        DataError: If a batch has no labels, or wrong ones.
+    """
+    device = device_of(model)
+    with evaluating(model), engine(model, blocks) as tape:
+        for batch in batches:
+            inputs, labels = split_batch(batch)
+            if labels is None:
+                raise DataError("A batch without labels came up while choosing the prior.")
+            keep = labelled_rows(labels).to(device)
+            outputs = forward(model, move(inputs, device))
+            labels = labels.to(device)
+            likelihood.check_labels(outputs[keep], labels[keep])
+            yield LabelledBatch(tape, outputs, labels, keep)
 
 
 def covariance_spectra(
@@ -135,27 +181,19 @@ def covariance_spectra(
     """
     device = device_of(model)
     bins = EigenvalueBins.over(bases)
-    member = torch.cat([bins.assign(bases[block.name].eigenvalues) for block in blocks]).to(device)
-    with evaluating(model), engine(model, blocks) as tape:
-        for batch in batches:
-            inputs, labels = split_batch(batch)
-            if labels is None:
-                raise DataError("A batch without labels came up while choosing the prior.")
-            keep = labelled_rows(labels).to(device)
-            outputs = forward(model, move(inputs, device))
-            labels = labels.to(device)
-            likelihood.check_labels(outputs[keep], labels[keep])
-            fixed = outputs.detach()
-            directions = (
-                contrast_directions(likelihood, fixed)
-                if link is None
-                else fewest_directions(likelihood, fixed, link)
-            )
-            jacobian = projected_jacobian(tape, blocks, bases, outputs, directions)
-            energies = binned_energies(jacobian[keep], member, len(bins.centres))
-            yield CovarianceSpectrum(
-                fixed[keep], labels[keep], directions[keep], bins.centres.to(device), energies
-            )
+    member = bins.members(blocks, bases).to(device)
+    for one in labelled_batches(model, blocks, likelihood, batches, engine):
+        fixed, keep = one.outputs.detach(), one.keep
+        directions = (
+            contrast_directions(likelihood, fixed)
+            if link is None
+            else fewest_directions(likelihood, fixed, link)
+        )
+        jacobian = projected_jacobian(one.tape, blocks, bases, one.outputs, directions)
+        energies = binned_energies(jacobian[keep], member, len(bins.centres))
+        yield CovarianceSpectrum(
+            fixed[keep], one.labels[keep], directions[keep], bins.centres.to(device), energies
+        )
 
 
 def binned_energies(jacobian: Tensor, member: Tensor, n_bins: int) -> Tensor:

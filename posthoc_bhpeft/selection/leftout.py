@@ -75,13 +75,11 @@ class LeftOutRows:
         likelihood: Of the labels.
         gradients: Of the label log-odds.
         dual: Their variances.
-        copies: Training rows that each of these stands for.
     """
 
     likelihood: Likelihood
     gradients: LabelGradients
     dual: DualVariances
-    copies: float
 
     @classmethod
     def of(cls, likelihood: Likelihood, gradients: LabelGradients, n_rows: int) -> LeftOutRows:
@@ -89,7 +87,7 @@ class LeftOutRows:
         copies = max(n_rows / len(gradients.outputs), 1.0)
         p = label_log_odds(likelihood, gradients.outputs, gradients.labels).sigmoid()
         dual = DualVariances.of(gradients.sketches, copies * p * (1 - p))
-        return cls(likelihood, gradients, dual, copies)
+        return cls(likelihood, gradients, dual)
 
     def log_odds(self, temperature: float = 1.0) -> Tensor:
         """`L` of the labels at a temperature, `(R,)`."""
