@@ -14,16 +14,15 @@ from posthoc_bhpeft.audit.regression.examples import real_galleries
 from posthoc_bhpeft.audit.regression.figures import HEADLINE, REGRESSION
 from posthoc_bhpeft.audit.regression.result import RegressionAudit
 from posthoc_bhpeft.audit.regression.verdict import HOW, real_verdict, which
-from posthoc_bhpeft.audit.report import PAGE, Made, Rules
+from posthoc_bhpeft.audit.report import Made, Rules
 from posthoc_bhpeft.audit.report.drawings import LETTERS, Drawing
 from posthoc_bhpeft.audit.report.glossary import Term
-from posthoc_bhpeft.audit.report.page import PACKAGE, Section
+from posthoc_bhpeft.audit.report.page import PACKAGE, Section, environment, stylesheet
 from posthoc_bhpeft.audit.report.tables import Cell, Row, judged
-from posthoc_bhpeft.folders import replacing_files
+from posthoc_bhpeft.audit.report.writing import drawn, write_files
 
 OWN = "posthoc_bhpeft.audit.regression"
 PICTURES = ("intervals", "pit", "deviation", "error_left")
-_DOTS_PER_INCH = 150
 
 
 def write_regression_report(
@@ -45,17 +44,9 @@ def write_regression_report(
         CheckpointError: If the folder cannot be written to.
         ConfigError: If matplotlib is missing.
     """
-    path = Path(place).expanduser()
-    folder, name = (path.parent, path.name) if path.suffix == ".html" else (path, PAGE)
-    stem = "" if name == PAGE else f"{Path(name).stem}-"
     pictures = real_drawings(audit)
     text = regression_page(audit, rules=rules, made=made, pictures=pictures)
-    older = [f"{stem}{one}.png" for one in PICTURES]
-    with replacing_files(folder, optional=older) as fresh:
-        (fresh / name).write_text(text, encoding="utf-8")
-        for drawing in pictures.values():
-            figure = drawing.draw(drawing.title)
-            figure.savefig(fresh / f"{stem}{drawing.name}.png", dpi=_DOTS_PER_INCH)
+    write_files(place, text, drawn(pictures), PICTURES)
 
 
 def regression_page(
@@ -76,21 +67,20 @@ def regression_page(
     Raises:
         ConfigError: If matplotlib is missing.
     """
-    drawn = real_drawings(audit) if pictures is None else pictures
-    environment = templates()
-    style, _, _ = environment.loader.get_source(environment, "report.css")
+    shown = real_drawings(audit) if pictures is None else pictures
+    templates = environment(OWN, PACKAGE, which=which)
     return str(
-        environment.get_template("regression.html").render(
+        templates.get_template("regression.html").render(
             audit=audit,
             subject=audit.subject,
             predictions=audit.subject.predictions,
             verdict=real_verdict(audit, rules),
             how=HOW,
-            sections=sections(audit, drawn),
-            pictures=drawn,
-            svgs={name: drawing.svg() for name, drawing in drawn.items()},
+            sections=sections(audit, shown),
+            pictures=shown,
+            svgs={name: drawing.svg() for name, drawing in shown.items()},
             made=made or Made(),
-            style=style,
+            style=stylesheet(),
         )
     )
 
@@ -183,22 +173,3 @@ def difference(audit: RegressionAudit, rival: str, one: Term) -> Cell | None:
     shown = words.bare(found.estimate, share=one.share, signed=True)
     ends = words.ends(found, share=one.share, signed=True)
     return Cell(shown, ends, judged(found, one))
-
-
-def templates() -> Any:
-    """Templates of this package, and those of the report on classes: everything escaped."""
-    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader(OWN), PackageLoader(PACKAGE)]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {"infinity": float("inf"), "which": which}
-    environment.filters |= {
-        name: getattr(words, name)
-        for name in ("between", "counted", "ends", "number", "p_value", "percent", "value")
-    }
-    return environment

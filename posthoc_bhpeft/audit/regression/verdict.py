@@ -10,7 +10,7 @@ from posthoc_bhpeft.audit.regression.coverage import coverage_at
 from posthoc_bhpeft.audit.regression.decisions import RealDecision, off_by_more
 from posthoc_bhpeft.audit.regression.result import RegressionAudit
 from posthoc_bhpeft.audit.report import NOT_YET, READY, REVIEW, UNCLEAR, Check, Rules, Verdict
-from posthoc_bhpeft.audit.report.rules import Answer, exact
+from posthoc_bhpeft.audit.report.rules import Answer, above, at_most, exact, served_alike
 from posthoc_bhpeft.audit.words import between, counted, number, percent
 
 LEVEL = 0.90
@@ -149,20 +149,9 @@ def ranking(audit: RegressionAudit, rules: Rules) -> Check:
 def groups(audit: RegressionAudit, rules: Rules) -> Check:
     """Whether no group of rows is served worse than the others."""
     asked = [group for group in audit.groups if group.p_error is not None]
-    found = [group for group in asked if group.finding]
-    names = ", ".join(f"{group.column} = {group.value}" for group in found[:3])
-    sentence = f"{counted(len(asked), 'group')} looked at, none with a finding."
-    if found:
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        sentence = f"{len(found)} of {counted(len(asked), 'group')} with a finding: {names}{more}."
-    if not asked:
-        sentence = "No column was given to look at groups by."
-    return Check(
-        name="groups",
-        question="Is every group of rows served alike?",
-        rule="no group has a finding, after adjusting for how many were looked at",
-        answer="not asked" if not asked else "no" if found else "yes",
-        sentence=sentence,
+    return served_alike(
+        asked,
+        "no group has a finding, after adjusting for how many were looked at",
     )
 
 
@@ -263,17 +252,3 @@ def rivals(audit: RegressionAudit) -> list[str]:
     if behind:
         said.append(f"Its NLL is better than that of {' and '.join(behind)}.")
     return said
-
-
-def at_most(interval: Interval, border: float) -> Answer:
-    """Whether a figure is at most a border, by the ends of its interval."""
-    if interval.high <= border:
-        return "yes"
-    return "no" if interval.low > border else "not shown"
-
-
-def above(interval: Interval, border: float) -> Answer:
-    """Whether a figure is above a border, by the ends of its interval."""
-    if interval.low > border:
-        return "yes"
-    return "no" if interval.high <= border else "not shown"

@@ -72,7 +72,7 @@ def page(
     drawn = drawings(audit) if pictures is None else pictures
     svgs = {name: drawing.svg() for name, drawing in drawn.items()}
     return str(
-        _environment()
+        environment(PACKAGE, to_review=to_review)
         .get_template("page.html")
         .render(
             audit=audit,
@@ -84,7 +84,7 @@ def page(
             pictures=drawn,
             svgs=svgs,
             made=made or Made(),
-            style=_read("report.css"),
+            style=stylesheet(),
         )
     )
 
@@ -187,27 +187,33 @@ def _definitions(audit: Audit) -> Section | None:
     ) else None  # fmt: skip
 
 
-def _environment() -> Any:
-    """Templates of this package: everything escaped, nothing undefined passed over."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+def environment(*packages: str, **names: Any) -> Any:
+    """Templates of packages, the first that has one: everything escaped, nothing undefined.
 
-    environment = Environment(
-        loader=PackageLoader(PACKAGE),
+    Args:
+        packages: Each with a folder `templates`.
+        names: For every template.
+    """
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    made = Environment(
+        loader=ChoiceLoader([PackageLoader(package) for package in packages]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"infinity": float("inf"), "to_review": to_review}
-    environment.filters |= {
+    made.globals |= {"infinity": float("inf"), **names}
+    made.filters |= {
         name: getattr(words, name)
         for name in ("between", "counted", "ends", "number", "p_value", "percent", "value")
     }
-    return environment
+    return made
 
 
-def _read(name: str) -> str:
-    return (resources.files(PACKAGE) / "templates" / name).read_text(encoding="utf-8")
+def stylesheet() -> str:
+    """The look of every report."""
+    return (resources.files(PACKAGE) / "templates" / "report.css").read_text(encoding="utf-8")
 
 
 def _version() -> str:

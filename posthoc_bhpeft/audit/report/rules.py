@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,25 @@ from posthoc_bhpeft.audit.words import between, counted, number, percent
 from posthoc_bhpeft.errors import ConfigError
 
 Answer: TypeAlias = Literal["yes", "no", "not shown", "not asked"]
+
+
+class Group(Protocol):
+    """Rows that belong together."""
+
+    @property
+    def column(self) -> str:
+        """What they have in common."""
+        ...
+
+    @property
+    def value(self) -> str:
+        """Its value there."""
+        ...
+
+    @property
+    def finding(self) -> str:
+        """What was found about them; empty where nothing was."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -102,7 +121,7 @@ def knows(audit: Audit, rules: Rules) -> Check:
     chance = chance_agreement(predictions)
     right = exact(predictions.right, rules.level)
     same = len(np.unique(predictions.predicted)) == 1
-    answer = "no" if same else _above(right, chance)
+    answer = "no" if same else above(right, chance)
     words = (
         f"Accuracy {between(right, share=True)}; the same answers in any other order would reach "
         f"{percent(chance)}."
@@ -127,7 +146,7 @@ def errors(audit: Audit, rules: Rules) -> Check:
         name="errors",
         question="Is it right often enough to answer without review?",
         rule=f"the upper end of its error rate is at most {percent(rules.error_rate)}",
-        answer=_at_most(wrong, rules.error_rate),
+        answer=at_most(wrong, rules.error_rate),
         sentence=f"{percent(wrong.estimate)} of its answers are wrong "
         f"({_range(wrong)}, exact binomial interval).",
     )
@@ -147,7 +166,7 @@ def calibration(audit: Audit, rules: Rules) -> Check:
         name="calibration",
         question="Can its probabilities be read as chances?",
         rule=f"the upper end of its ECE is at most {number(rules.calibration, 2)}",
-        answer="not asked" if ece is None else _at_most(ece, rules.calibration),
+        answer="not asked" if ece is None else at_most(ece, rules.calibration),
         sentence=sentence,
     )
 
@@ -161,7 +180,7 @@ def ranking(audit: Audit, rules: Rules) -> Check:
     if wrong == 0:
         answer, sentence = "not shown", "It made no error here, so there is none to rank."
     elif removed is not None:
-        answer = _above(removed, rules.removed)
+        answer = above(removed, rules.removed)
         sentence = (
             f"Rejecting the least certain {percent(0.1, 0)} of the rows removes "
             f"{between(removed, share=True)} of its errors."
@@ -180,6 +199,15 @@ def groups(audit: Audit, rules: Rules) -> Check:
     """Whether no group of rows is served worse than the others."""
     # Groups made by the label have no gap; nobody knows them when an answer is given.
     asked = [group for group in audit.slices if group.gap is not None]
+    return served_alike(
+        asked,
+        "no group that is known before the answer has a finding, after adjusting for how "
+        "many were looked at",
+    )
+
+
+def served_alike(asked: Sequence[Group], rule: str) -> Check:
+    """Whether no group has a finding, in words; any groups with a column, a value and a finding."""
     found = [group for group in asked if group.finding]
     names = ", ".join(f"{group.column} = {group.value}" for group in found[:3])
     sentence = f"{counted(len(asked), 'group')} looked at, none with a finding."
@@ -191,8 +219,7 @@ def groups(audit: Audit, rules: Rules) -> Check:
     return Check(
         name="groups",
         question="Is every group of rows served alike?",
-        rule="no group that is known before the answer has a finding, after adjusting for how "
-        "many were looked at",
+        rule=rule,
         answer="not asked" if not asked else "no" if found else "yes",
         sentence=sentence,
     )
@@ -254,13 +281,15 @@ def exact(hits: NDArray[np.bool_], level: float) -> Interval:
     return Interval(float(hits.mean()), float(share.low), float(share.high))
 
 
-def _at_most(interval: Interval, border: float) -> Answer:
+def at_most(interval: Interval, border: float) -> Answer:
+    """Whether a figure is at most a border, by the ends of its interval."""
     if interval.high <= border:
         return "yes"
     return "no" if interval.low > border else "not shown"
 
 
-def _above(interval: Interval, border: float) -> Answer:
+def above(interval: Interval, border: float) -> Answer:
+    """Whether a figure is above a border, by the ends of its interval."""
     if interval.low > border:
         return "yes"
     return "no" if interval.high <= border else "not shown"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from posthoc_bhpeft.audit.plots import confusion_plot
 from posthoc_bhpeft.audit.report.classes import MOST_CLASSES, counts
-from posthoc_bhpeft.audit.report.drawings import drawings
+from posthoc_bhpeft.audit.report.drawings import Drawing, drawings
 from posthoc_bhpeft.audit.report.page import Made, page
 from posthoc_bhpeft.audit.report.rules import Rules
 from posthoc_bhpeft.audit.result import Audit
 from posthoc_bhpeft.folders import replacing_files
 
 PAGE = "report.html"
+PICTURES = ("confusion", "risk_coverage", "uncertainty", "slices", "periods", "reliability*")
 _DOTS_PER_INCH = 150
 
 
@@ -33,31 +37,40 @@ def write_report(
         CheckpointError: If the folder cannot be written to.
         ConfigError: If matplotlib is missing.
     """
+    pictures = drawings(audit)
+    text = page(audit, rules=rules, made=made, pictures=pictures)
+    write_files(place, text, {**drawn(pictures), **_confusion(audit)}, PICTURES)
+
+
+def write_files(
+    place: str | Path, text: str, figures: Mapping[str, Callable[[], Any]], known: Iterable[str]
+) -> None:
+    """A page and its pictures: all of them or none, and no picture of an older page stays.
+
+    Args:
+        place: A folder, which gets `report.html`; or a file that ends in `.html`.
+        text: The page.
+        figures: Draw the pictures, by their names.
+        known: Patterns of the names that such a page may have pictures of.
+    """
     path = Path(place).expanduser()
     folder, name = (path.parent, path.name) if path.suffix == ".html" else (path, PAGE)
     stem = "" if name == PAGE else f"{Path(name).stem}-"
-    pictures = drawings(audit)
-    text = page(audit, rules=rules, made=made, pictures=pictures)
-    with replacing_files(folder) as fresh:
+    older = [file.name for one in known for file in folder.glob(f"{stem}{one}.png")]
+    with replacing_files(folder, optional=older) as fresh:
         (fresh / name).write_text(text, encoding="utf-8")
-        for drawing in pictures.values():
-            figure = drawing.draw(drawing.title)
-            figure.savefig(fresh / f"{stem}{drawing.name}.png", dpi=_DOTS_PER_INCH)
-        _confusion(audit, fresh / f"{stem}confusion.png")
-        written = {file.name for file in fresh.iterdir()}
-    _remove_older(folder, stem, written)
+        for one, draw in figures.items():
+            draw().savefig(fresh / f"{stem}{one}.png", dpi=_DOTS_PER_INCH)
 
 
-def _confusion(audit: Audit, path: Path) -> None:
+def drawn(pictures: Mapping[str, Drawing]) -> dict[str, Callable[[], Any]]:
+    """Drawings as files have them: by name, with their titles."""
+    return {one.name: partial(one.draw, one.title) for one in pictures.values()}
+
+
+def _confusion(audit: Audit) -> dict[str, Callable[[], Any]]:
     """The one picture that the page has as a table."""
     predictions = audit.subject.predictions
-    if predictions.labels is not None and len(predictions.names) <= MOST_CLASSES:
-        figure = confusion_plot(counts(predictions), predictions.names)
-        figure.savefig(path, dpi=_DOTS_PER_INCH)
-
-
-def _remove_older(folder: Path, stem: str, written: set[str]) -> None:
-    for name in ("confusion", "risk_coverage", "uncertainty", "slices", "periods", "reliability*"):
-        for file in folder.glob(f"{stem}{name}.png"):
-            if file.name not in written:
-                file.unlink()
+    if predictions.labels is None or len(predictions.names) > MOST_CLASSES:
+        return {}
+    return {"confusion": partial(confusion_plot, counts(predictions), predictions.names)}
