@@ -128,15 +128,78 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def forward(model: nn.Module, inputs: Inputs) -> Tensor:
+def forward(model: nn.Module, inputs: Inputs, *, positions: bool = False) -> Tensor:
     """Outputs `(N, C)` of a model: the logits of a transformers model, or the tensor returned.
+
+    Args:
+        model: In the mode it is in.
+        inputs: Keyword arguments or a tensor, on its device.
+        positions: Outputs are `(N, T, C)`, one row at every position; see `Likelihood.positions`.
 
     Raises:
         DataError: If the model cannot take the inputs.
-        ModelError: If the outputs are no `(N, C)` tensor.
+        ModelError: If the outputs are of another shape.
         NonFiniteError: If they hold NaN or infinity.
     """
-    result = call(model, inputs)
+    if positions:
+        check_decoder_inputs(model, inputs)
+    outputs = logits_of(call(model, inputs))
+    check_shape(outputs, positions)
+    if outputs.dim() == 1:
+        outputs = outputs.unsqueeze(-1)
+    outputs = outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
+    if not bool(torch.isfinite(outputs).all()):
+        raise NonFiniteError(explain_non_finite(model))
+    return outputs
+
+
+def check_shape(outputs: Tensor, positions: bool) -> None:
+    """Raise unless outputs are `(N, C)`, or `(N,)`; with positions, `(N, T, C)`.
+
+    Raises:
+        ModelError: Naming the likelihood that fits them.
+    """
+    if positions and outputs.dim() != 3:
+        raise ModelError(
+            f"Outputs have shape {tuple(outputs.shape)}, but Tokens() is about logits at every "
+            "position of a text, (N, T, C): AutoModelForTokenClassification, "
+            "AutoModelForCausalLM or AutoModelForSeq2SeqLM. For one label a text pass "
+            "likelihood=Categorical()."
+        )
+    if not positions and outputs.dim() not in (1, 2):
+        raise ModelError(
+            f"Outputs have shape {tuple(outputs.shape)}, but one row of outputs a sample, (N, C), "
+            "is needed: sequence classification, multi-label, regression or multiple choice. With "
+            "a label at every position of a text pass likelihood=Tokens(), for a causal language "
+            "model Tokens(shift=True). A language model is asked a question by TaskModel(model, "
+            "AnswerTokens.of(tokenizer, choices)), see docs/tasks.md; hidden states mean that the "
+            "model has no head."
+        )
+
+
+def check_decoder_inputs(model: nn.Module, inputs: Inputs) -> None:
+    """Raise if an encoder-decoder is not told what its decoder reads.
+
+    Raises:
+        DataError: With the collator that makes it.
+    """
+    config = getattr(model, "config", None)
+    names = {"decoder_input_ids", "decoder_inputs_embeds"}
+    given = set(inputs) if isinstance(inputs, Mapping) else set()
+    if getattr(config, "is_encoder_decoder", False) and not names & given:
+        raise DataError(
+            "An encoder-decoder needs 'decoder_input_ids' beside the labels, which are kept from "
+            "it. DataCollatorForSeq2Seq(tokenizer, model=model) adds them, or "
+            "model.prepare_decoder_input_ids_from_labels(labels)."
+        )
+
+
+def logits_of(result: Any) -> Tensor:
+    """The logits in what a model returned: an output of transformers, a tuple, or a tensor.
+
+    Raises:
+        ModelError: If there are none.
+    """
     outputs = getattr(result, "logits", result)
     if isinstance(outputs, tuple):
         outputs = outputs[0]
@@ -145,18 +208,6 @@ def forward(model: nn.Module, inputs: Inputs) -> Tensor:
             f"The model returned {type(result).__name__}, which has no logits. Use a model with a "
             "head (AutoModelForSequenceClassification), or one that returns a tensor."
         )
-    if outputs.dim() == 1:
-        outputs = outputs.unsqueeze(-1)
-    if outputs.dim() != 2:
-        raise ModelError(
-            f"Outputs have shape {tuple(outputs.shape)}, but one row of outputs a sample, (N, C), "
-            "is needed: sequence classification, multi-label or regression. Token classification "
-            "and language modelling are not supported; hidden states mean that the model has no "
-            "head."
-        )
-    outputs = outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
-    if not bool(torch.isfinite(outputs).all()):
-        raise NonFiniteError(explain_non_finite(model))
     return outputs
 
 
@@ -220,10 +271,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def labelled_rows(labels: Tensor) -> Tensor:
-    """Mask `(N,)` of the rows that have a label (not `IGNORED`)."""
-    if labels.is_floating_point() or labels.dim() != 1:
+    """Mask `(N,)` of the rows that have a label, at one position or more (not `IGNORED`)."""
+    if labels.is_floating_point():
         return torch.ones(len(labels), dtype=torch.bool, device=labels.device)
-    return labels != IGNORED
+    return (labels != IGNORED).flatten(1).any(1) if labels.dim() > 1 else labels != IGNORED
 
 
 def look_through(

@@ -31,6 +31,7 @@ from posthoc_bhpeft.rebuild import (
     rebuild_model,
     save_model,
     talking_to_hub,
+    with_recorded_task,
 )
 from posthoc_bhpeft.review import REVIEW_FILE, ReviewRule
 from posthoc_bhpeft.saving import SavedPosterior, load_posterior, read_record, save_posterior
@@ -267,6 +268,7 @@ class BayesianPeft:
         record = read_record(path)
         if model is None:
             model = rebuild_model(path, record, base=base)
+        model = with_recorded_task(model, record)
         if device is not None:
             model = model.to(device)
         blocks = discover(model, recognizers)

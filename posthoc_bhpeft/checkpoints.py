@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posthoc_bhpeft.architectures import class_named, has_labels, name_in_adapter
 from posthoc_bhpeft.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def load_base(
     label_names: Sequence[str] | None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     dtype: str = "float32",
+    architecture: str | None = None,
 ) -> PreTrainedModel:
     """A base model with a fresh head for these classes, or one output for regression.
 
@@ -104,34 +106,38 @@ def load_base(
         label_names: C names, index = label; None for regression.
         tokenizer: its padding token is told to the model, which needs it to find the last word.
         dtype: "float32", "bfloat16", "float16", or "auto" for that of the file.
+        architecture: class of transformers; a sequence classifier by default. Those whose head has
+            no labels (language models, multiple choice) come with the head of the file.
 
     Raises:
-        CheckpointError: the model is not there or is no sequence classifier.
+        CheckpointError: the model is not there or is none of that class.
     """
-    from transformers import AutoModelForSequenceClassification
-
-    options: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
-    if label_names is not None:
-        names = dict(enumerate(label_names))
-        options = {
-            "num_labels": len(names),
-            "id2label": names,
-            "label2id": {label: index for index, label in names.items()},
-            "problem_type": "single_label_classification",
-        }
+    options = head_options(label_names) if has_labels(architecture) else {}
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            resolve_model(name),
-            dtype=dtype,
-            # A base may come with a head for other classes; ours is trained, or saved beside.
-            ignore_mismatched_sizes=True,
-            **options,
+        model: PreTrainedModel = class_named(architecture).from_pretrained(
+            resolve_model(name), dtype=dtype, **options
         )
     except (OSError, ValueError) as error:
         raise CheckpointError(f"Could not load the model {str(name)!r}: {error}") from error
     if tokenizer is not None and model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def head_options(label_names: Sequence[str] | None) -> dict[str, Any]:
+    """What `from_pretrained` is told about a head for these classes, or for regression."""
+    # A base may come with a head for other classes; ours is trained, or saved beside.
+    anew = {"ignore_mismatched_sizes": True}
+    if label_names is None:
+        return {**anew, "num_labels": 1, "problem_type": "regression"}
+    names = dict(enumerate(label_names))
+    return {
+        **anew,
+        "num_labels": len(names),
+        "id2label": names,
+        "label2id": {label: index for index, label in names.items()},
+        "problem_type": "single_label_classification",
+    }
 
 
 def load_adapter(
@@ -141,6 +147,7 @@ def load_adapter(
     dtype: str = "float32",
     label_names: Sequence[str] | None = None,
     adapter: str = "default",
+    architecture: str | None = None,
 ) -> PeftModel:
     """The tuned model of a checkpoint folder: base model, head and adapter, in eval mode.
 
@@ -150,6 +157,8 @@ def load_adapter(
         dtype: of the base model.
         label_names: of the outputs, where the caller knows them; else those of the checkpoint.
         adapter: name that the adapter gets inside the model.
+        architecture: class of the base model, where the caller knows it; else what the adapter
+            tells.
 
     Raises:
         CheckpointError: the folder is no checkpoint, its files are damaged, or its base model is
@@ -162,14 +171,18 @@ def load_adapter(
     import posthoc_bhpeft.hybrid  # noqa: F401
 
     path = checkpoint_folder(folder)
-    recorded = base or read_json(path / ADAPTER_FILE).get("base_model_name_or_path")
+    config = read_json(path / ADAPTER_FILE)
+    recorded = base or config.get("base_model_name_or_path")
     if not recorded:
         raise CheckpointError(
             f"{str(path)!r} does not say which base model it was trained on. Name it with base= "
             "(on the command line --model), or build the model yourself and pass it as model=."
         )
+    known = architecture or name_in_adapter(config)
+    if not label_names and has_labels(known):
+        label_names = checkpoint_labels(path)
     model = load_base(
-        resolve_base(recorded), label_names=label_names or checkpoint_labels(path), dtype=dtype
+        resolve_base(recorded), label_names=label_names, dtype=dtype, architecture=known
     )
     if model.config.pad_token_id is None:
         has_own = (path / "tokenizer_config.json").is_file()

@@ -12,8 +12,11 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from torch import nn
 
+from posthoc_bhpeft.architectures import class_named, name_of
 from posthoc_bhpeft.checkpoints import ADAPTER_FILE, load_adapter
 from posthoc_bhpeft.errors import CheckpointError, ModelError
+from posthoc_bhpeft.settings import decode, encode
+from posthoc_bhpeft.tasks import TASKS, TaskModel, base_of, split_task
 
 RESTORED = ("id2label", "problem_type", "pad_token_id")
 """Settings that users change on a loaded model, and that an adapter's checkpoint leaves out."""
@@ -21,11 +24,14 @@ RESTORED = ("id2label", "problem_type", "pad_token_id")
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
     """What neither the adapter nor its base model records, as JSON data."""
-    config = getattr(model, "config", None)
-    adapter = getattr(model, "active_adapter", "default")
+    inner, task = split_task(model)
+    config = getattr(inner, "config", None)
+    adapter = getattr(inner, "active_adapter", "default")
     return {
         "adapter": adapter if isinstance(adapter, str) else "default",
+        "architecture": name_of(base_of(inner)),
         "dtype": str(base_dtype(model)).removeprefix("torch."),
+        "task": encode(task),
         **{name: getattr(config, name, None) for name in RESTORED},
     }
 
@@ -49,31 +55,46 @@ def rebuild_model(folder: Path, record: Mapping[str, Any], *, base: str | None =
     adapter = str(about.get("adapter", "default"))
     place = folder if adapter == "default" else folder / adapter
     dtype = str(about.get("dtype", "float32"))
+    architecture = about.get("architecture")
     if (place / ADAPTER_FILE).is_file():
         names = [labels[index] for index in sorted(labels)]
         model: nn.Module = load_adapter(
-            place, base=base, dtype=dtype, label_names=names, adapter=adapter
+            place,
+            base=base,
+            dtype=dtype,
+            label_names=names,
+            adapter=adapter,
+            architecture=architecture,
         )
     else:
-        model = load_whole(place, dtype)
+        model = load_whole(place, dtype, architecture)
     restore_config(model, {**about, "id2label": labels})
+    model = with_recorded_task(model, record)
     trainable = {entry["parameter"] for entry in record.get("blocks", {}).values()}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
     return model.eval()
 
 
-def load_whole(folder: Path, dtype: str) -> nn.Module:
-    """A transformers model that was tuned without an adapter."""
-    from transformers import AutoModelForSequenceClassification
+def with_recorded_task(model: nn.Module, record: Mapping[str, Any]) -> nn.Module:
+    """A model with the task that a posterior's record names, unless it has one.
 
+    Raises:
+        CheckpointError: If this version does not know the task.
+    """
+    task = decode((record.get("model") or {}).get("task"), more=TASKS)
+    return model if task is None or isinstance(model, TaskModel) else TaskModel(model, task)
+
+
+def load_whole(folder: Path, dtype: str, architecture: str | None = None) -> nn.Module:
+    """A transformers model that was tuned without an adapter."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(
             f"{str(folder)!r} holds a posterior but neither an adapter ({ADAPTER_FILE}) nor a "
             "model (config.json). Pass the one it belongs to: from_pretrained(folder, model=model)."
         )
     try:
-        model: nn.Module = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
+        model: nn.Module = class_named(architecture).from_pretrained(folder, dtype=dtype)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"Could not load the model in {str(folder)!r}: {error}") from error
     return model
@@ -102,7 +123,7 @@ def base_dtype(model: nn.Module) -> torch.dtype:
 
 def save_model(model: nn.Module, folder: Path) -> None:
     """The model's own files; a module of another library has none, and is passed when loading."""
-    save = getattr(model, "save_pretrained", None)
+    save = getattr(split_task(model)[0], "save_pretrained", None)
     if callable(save):
         save(str(folder))
 

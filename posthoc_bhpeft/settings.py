@@ -63,6 +63,8 @@ def encode(value: Any) -> Any:
     """A setting as JSON data: `{"type": "Linearized", "link": {"type": "Probit"}}`."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, tuple):
+        return [encode(one) for one in value]
     if not is_dataclass(value) or isinstance(value, type):
         return {"type": type(value).__name__}
     content = {field.name: encode(getattr(value, field.name)) for field in fields(value)}
@@ -83,6 +85,8 @@ def decode(content: Any, *, strict: bool = True, more: Sequence[type] = ()) -> A
     Raises:
         CheckpointError: If it names a class or a field that this version does not have.
     """
+    if isinstance(content, list):
+        return tuple(decode(one, strict=strict, more=more) for one in content)
     if not isinstance(content, dict):
         return content
     known = {setting.__name__: setting for setting in (*SETTINGS, *more)}

@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 # for the module or for the whole folder; "" is the package's own __init__.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("linalg", "likelihood", "batches", "progress"),
+    ("architectures", "linalg", "likelihood", "batches", "progress", "distributed", "shards"),
     ("hybrid",),
-    ("blocks", "checkpoints", "folders"),
+    ("blocks", "checkpoints", "folders", "tasks"),
     ("curvature", "prior", "evidence"),
     ("posterior",),
     ("predictive",),

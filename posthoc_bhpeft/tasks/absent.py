@@ -1,0 +1,40 @@
+"""Choices that a row does not have, where rows of a batch have different numbers of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from posthoc_bhpeft.errors import DataError
+
+ABSENT = -1e4
+"""Logit of a choice that is not there: its probability is 0 at any temperature in use.
+
+Infinity would make NaN of `0 * log 0`; a constant has no gradient, so it adds no curvature.
+"""
+
+COUNT_NAME = "n_choices"
+"""Column of a batch that says how many choices each row has."""
+
+
+def without_absent(logits: Tensor, absent: Tensor) -> Tensor:
+    """Logits `(N, C)` with `ABSENT` where a choice is not there."""
+    return logits.masked_fill(absent, ABSENT) if bool(absent.any()) else logits
+
+
+def beyond_count(counts: Tensor | None, logits: Tensor) -> Tensor:
+    """Mask `(N, C)` of the choices beyond the number `(N,)` that each row has.
+
+    Raises:
+        DataError: If a row has none, or more than there are logits.
+    """
+    n_choices = logits.shape[1]
+    places = torch.arange(n_choices, device=logits.device)
+    if counts is None:
+        return places.new_zeros(logits.shape, dtype=torch.bool)
+    if bool(((counts < 1) | (counts > n_choices)).any()):
+        raise DataError(
+            f"{COUNT_NAME!r} holds {counts.tolist()[:8]}, and there are {n_choices} choices: each "
+            f"row has from 1 to {n_choices}. Give the task a token for every choice there is."
+        )
+    return places >= counts.to(places)[:, None]
