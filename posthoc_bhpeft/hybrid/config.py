@@ -60,6 +60,8 @@ class HybridConfig(PeftConfig):
         prefix_init_std: Standard deviation of their normal initialisation.
         prefix_dropout: On the keys and values.
         prefix_target_modules: The attention modules.
+        shift_positions: Let the text start at position `num_virtual_tokens` instead of 0, as with
+            peft's own PrefixTuning: for keys and values that were trained so.
         gates: One trainable scalar in (0, 1) an input for every part, in the manner of UniPELT
             (https://arxiv.org/abs/2110.07577), averaged over the real tokens only.
         modules_to_save: Modules trained whole and saved along, usually the head.
@@ -87,6 +89,7 @@ class HybridConfig(PeftConfig):
     prefix_init_std: float = 0.02
     prefix_dropout: float = 0.0
     prefix_target_modules: list[str] | str | None = None
+    shift_positions: bool = False
     gates: bool = False
     modules_to_save: list[str] | None = None
     exclude_modules: list[str] | str | None = None
@@ -144,6 +147,11 @@ class HybridConfig(PeftConfig):
             raise ConfigError(
                 f"adapter_activation={self.adapter_activation!r} is no activation of transformers. "
                 f"It takes one of {', '.join(sorted(ACT2FN))}."
+            )
+        if self.shift_positions and self.num_virtual_tokens == 0:
+            raise ConfigError(
+                "shift_positions=True with num_virtual_tokens=0: the text is shifted by the length "
+                "of the prefix, and there is none. Leave shift_positions off."
             )
         if self.gates and self.task_type in _LANGUAGE_MODELLING:
             raise ConfigError(

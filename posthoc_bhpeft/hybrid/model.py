@@ -17,6 +17,7 @@ from posthoc_bhpeft.hybrid.layer import HybridLayer
 from posthoc_bhpeft.hybrid.layernorm import HybridLayerNorm
 from posthoc_bhpeft.hybrid.linear import HybridLinear
 from posthoc_bhpeft.hybrid.plan import Role, fill_in_defaults, plan_for
+from posthoc_bhpeft.hybrid.positions import HybridPositions
 from posthoc_bhpeft.hybrid.prefix import HybridPrefix
 
 
@@ -100,6 +101,8 @@ class HybridModel(BaseTuner):
             target.update_layer(adapter_name, config, role, like)
         elif isinstance(target, (HybridLinear, HybridLayerNorm)):
             target.update_layer(adapter_name, config, role)
+        elif isinstance(target, HybridPositions):
+            target.update_layer(adapter_name, config)
         else:
             return None
         return target
@@ -110,9 +113,17 @@ class HybridModel(BaseTuner):
         if role.prefix:
             like = next(target.parameters())
             return HybridPrefix(adapter_name, config, role, key_value_shape(target), like)
+        if role.positions:
+            return HybridPositions(target, adapter_name, config)
         if isinstance(target, nn.LayerNorm):
             return HybridLayerNorm(target, adapter_name, config, role)
         return HybridLinear(target, adapter_name, config, role)
+
+    def _replace_module(self, parent: Any, child_name: str, new_module: Any, child: Any) -> None:
+        if isinstance(child, HybridPositions):  # peft would look for a weight in rotary angles
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
 
     def _check_merge_allowed(self) -> None:
         super()._check_merge_allowed()  # type: ignore[no-untyped-call]

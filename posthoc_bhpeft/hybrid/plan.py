@@ -15,6 +15,7 @@ from posthoc_bhpeft.errors import PrefixUnsupportedError, TargetError
 from posthoc_bhpeft.hybrid.attention import CHILD, config_of, takes_prefix
 from posthoc_bhpeft.hybrid.config import AdapterPlacement, HybridConfig
 from posthoc_bhpeft.hybrid.gates import DECODER, ENCODER, GateMask, TokenMask
+from posthoc_bhpeft.hybrid.positions import position_modules
 from posthoc_bhpeft.hybrid.relay import Relay
 from posthoc_bhpeft.hybrid.targets import (
     ANY_HEADS,
@@ -33,6 +34,7 @@ class Role:
         lora: LoRA.
         adapter: A bottleneck adapter.
         prefix: Trainable keys and values.
+        positions: Positions counted from the prefix's end.
         relay_out: Where it puts its input for a parallel adapter.
         relay_in: Where its own parallel adapter finds its input.
         width: Size of an attention's input, for the gate of its prefix.
@@ -42,6 +44,7 @@ class Role:
     lora: bool = False
     adapter: bool = False
     prefix: bool = False
+    positions: bool = False
     relay_out: Relay | None = field(default=None, compare=False)
     relay_in: Relay | None = field(default=None, compare=False)
     width: int = 0
@@ -110,6 +113,8 @@ def plan_for(model: nn.Module, config: HybridConfig, tokens: TokenMask) -> dict[
             _check_attention(name, modules[name])
             width = int(config_of(modules[name]).hidden_size)
             roles[name] = replace(roles.get(name, Role()), prefix=True, width=width)
+    if config.shift_positions:
+        roles |= {name: Role(positions=True) for name in _positions(modules)}
     if not config.gates:
         return roles
     two_streams = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
@@ -163,6 +168,17 @@ def _modules_to_save(
 
 _ADDED_BY_PEFT = ("classifier", "score", "qa_outputs")
 _WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+
+
+def _positions(modules: dict[str, nn.Module]) -> list[str]:
+    names = position_modules(modules.items())
+    if not names:
+        raise TargetError(
+            "shift_positions=True, and this model has no table of positions and no rotary angles "
+            "of a known name (position_embeddings, wpe, embed_positions, rotary_emb). Leave "
+            "shift_positions off: the text then starts at position 0."
+        )
+    return names
 
 
 def _plan_adapters(
