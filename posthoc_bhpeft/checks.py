@@ -99,8 +99,18 @@ def check_data(
     def inspect(inputs: Inputs, labels: Tensor) -> None:
         if not first:
             with evaluating(model), torch.no_grad(), explaining_memory():
-                first.append(forward(model, move(inputs, device))[:1].cpu())
+                outputs = forward(model, move(inputs, device), positions=likelihood.positions)
+                first.append(outputs[:1].cpu())
         if len(labels):
-            likelihood.check_labels(first[0].expand(len(labels), -1), labels.cpu())
+            likelihood.check_labels(as_long_as(first[0], labels), labels.cpu())
 
     look_through(loader, inspect, name)
+
+
+def as_long_as(outputs: Tensor, labels: Tensor) -> Tensor:
+    """One row's outputs `(1, ..., C)` repeated in the shape that fits labels `(N, ...)`.
+
+    Texts are as long as the longest of their batch, so those of the first say nothing about others.
+    """
+    positions = labels.shape[1:2] if outputs.dim() == 3 else ()
+    return outputs.flatten(0, -2)[0].expand(len(labels), *positions, -1)

@@ -7,6 +7,7 @@ all columns; `RandomSigns` replaces them by a few random combinations with the s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -27,7 +28,7 @@ class Directions(Protocol):
         labels: Tensor,
         generator: torch.Generator | None,
     ) -> Tensor:
-        """Directions of shape `(K, N, C)` for outputs `(N, C)`: `K` backward passes."""
+        """Directions `(K, N, ...)` for outputs `(N, ...)` of labelled rows: `K` backward passes."""
         ...
 
 
@@ -42,7 +43,7 @@ class Exact(Directions):
         labels: Tensor,
         generator: torch.Generator | None,
     ) -> Tensor:
-        return likelihood.hessian_root(outputs).permute(2, 0, 1)
+        return likelihood.root(outputs, labels, reduced=False)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Contrasts(Directions):
         labels: Tensor,
         generator: torch.Generator | None,
     ) -> Tensor:
-        return likelihood.reduced_root(outputs).permute(2, 0, 1)
+        return likelihood.root(outputs, labels, reduced=True)
 
 
 @dataclass(frozen=True)
@@ -80,26 +81,23 @@ class RandomSigns(Directions):
         labels: Tensor,
         generator: torch.Generator | None,
     ) -> Tensor:
-        root = likelihood.reduced_root(outputs)
-        shape = (self.samples, len(outputs), root.shape[-1])
-        # Drawn on the CPU, so that a seed means the same on every device.
-        bits = torch.randint(0, 2, shape, generator=generator)
-        signs = (2 * bits - 1).to(root) / self.samples**0.5
-        return torch.einsum("nck,snk->snc", root, signs)
+        signed = likelihood.signed_root(outputs, labels, self.samples, generator)
+        return signed / math.sqrt(self.samples)
 
 
 @dataclass(frozen=True)
 class Auto(Directions):
     """`Contrasts` where they need at most `max_passes` backward passes, else `RandomSigns`.
 
-    The choice depends on the number of outputs only, so it is the same for every batch.
+    The choice depends on the number of outputs only, so it is the same for every batch. Labels at
+    every position of a text would take passes for each of them, so there it is `RandomSigns`.
     """
 
     max_passes: int = 3
 
     def choose(self, likelihood: Likelihood, n_outputs: int) -> Contrasts | RandomSigns:
         """The directions for a model with `C = n_outputs`."""
-        if likelihood.contrasts(n_outputs).shape[1] <= self.max_passes:
+        if likelihood.rank(n_outputs) <= self.max_passes:
             return Contrasts()
         return RandomSigns(samples=2)
 

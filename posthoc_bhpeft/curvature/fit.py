@@ -75,13 +75,13 @@ def fit_curvature(
             keep = labelled_rows(labels)
             if not bool(keep.any()):
                 continue
-            outputs = forward(model, move(inputs, device))
+            outputs = forward(model, move(inputs, device), positions=likelihood.positions)
             likelihood.check_labels(outputs[keep], labels[keep])
             if n_rows == 0:
                 check_rows_apart(tape, outputs)
             nll = likelihood.nll(outputs.detach()[keep], labels[keep])
             log_likelihood -= float(nll.double().sum())
-            n_rows, n_outputs = n_rows + int(keep.sum()), outputs.shape[1]
+            n_rows, n_outputs = n_rows + int(keep.sum()), outputs.shape[-1]
             directions = masked_directions(
                 estimator, likelihood, outputs.detach(), labels, keep, generator
             )
@@ -98,7 +98,7 @@ def masked_directions(
     keep: Tensor,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Directions `(K, N, C)`, zero in rows without a label so that these add nothing."""
+    """Directions `(K, N, ...)`, zero in rows without a label so that these add nothing."""
     drawn = estimator.directions.draw(likelihood, outputs[keep], labels[keep], generator)
     directions = drawn.new_zeros(len(drawn), *outputs.shape)
     directions[:, keep] = drawn
@@ -134,7 +134,7 @@ def check_rows_apart(tape: Tape, outputs: Tensor) -> None:
         ModelError: Naming the block.
     """
     direction = torch.zeros_like(outputs)
-    direction[-1, 0] = 1
+    direction[-1, ..., 0] = 1
     for block, seen in tape.observe(outputs, direction, retain=True):
         size = seen.gradient().abs().amax((1, 2))
         if bool((size[:-1] > 1e-4 * size.max()).any()):
