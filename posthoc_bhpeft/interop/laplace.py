@@ -41,7 +41,7 @@ from posthoc_bhpeft.curvature import Auto, Directions, KroneckerGGN
 from posthoc_bhpeft.curvature.fit import masked_directions
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.likelihood import Categorical, Gaussian, Likelihood
-from posthoc_bhpeft.linalg import KroneckerOperator, symmetric_eigh
+from posthoc_bhpeft.linalg import KroneckerOperator, full, symmetric_eigh
 from posthoc_bhpeft.posterior import Posterior, as_parameters, read_weights
 from posthoc_bhpeft.predictive.sampled import forward_with
 
@@ -263,7 +263,7 @@ class PerSampleGGN(GGNInterface):
 
 def kronecker_sums(operator: KroneckerOperator, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """`L` and `R` with `L (x) R / trace(L)` the operator times `scale`, for any split of it."""
-    left, right = operator.left * scale, operator.right
+    left, right = full(operator.left) * scale, full(operator.right)
     return left * right.trace(), right * left.trace()
 
 

@@ -7,6 +7,7 @@ operator is written `R (x) L`.
 Nothing here knows of modules, data or probability.
 """
 
+from posthoc_bhpeft.linalg.completed import CompletedBasis
 from posthoc_bhpeft.linalg.eigen import (
     DenseEigenbasis,
     Eigenbasis,
@@ -21,6 +22,7 @@ from posthoc_bhpeft.linalg.joint import (
     pair_eigenbasis,
     shared_eigenbasis,
 )
+from posthoc_bhpeft.linalg.lowrank import Factor, LowRankFactor, from_sketch, full
 from posthoc_bhpeft.linalg.merge import MergedTerms, merge_terms
 from posthoc_bhpeft.linalg.nearest import nearest_kronecker
 from posthoc_bhpeft.linalg.operators import (
@@ -38,20 +40,25 @@ from posthoc_bhpeft.linalg.sums import OperatorSum, grow_rows
 __all__ = [
     "HIGH_FLOOR",
     "BlockOperator",
+    "CompletedBasis",
     "CountSketch",
     "DenseEigenbasis",
     "DenseOperator",
     "DiagonalOperator",
     "Eigenbasis",
+    "Factor",
     "IdentityEigenbasis",
     "KroneckerEigenbasis",
     "KroneckerOperator",
+    "LowRankFactor",
     "MergedTerms",
     "OperatorSum",
     "Solution",
     "check_structure",
     "conjugate_gradients",
     "dropped_energy",
+    "from_sketch",
+    "full",
     "grow_rows",
     "joint_eigenbasis",
     "merge_terms",

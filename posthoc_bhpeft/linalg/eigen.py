@@ -13,6 +13,12 @@ import torch
 from torch import Tensor
 
 from posthoc_bhpeft.errors import NonFiniteError
+from posthoc_bhpeft.linalg.completed import CompletedBasis
+from posthoc_bhpeft.linalg.lowrank import Factor, LowRankFactor
+from posthoc_bhpeft.linalg.precision import wide
+
+Vectors = Tensor | CompletedBasis
+"""Orthonormal (or unit) columns of one side, formed or not."""
 
 
 class Eigenbasis(Protocol):
@@ -48,26 +54,43 @@ class KroneckerEigenbasis:
 
     Attributes:
         eigenvalues: `(p, q)`.
-        left_vectors: Unit vectors in columns.
-        right_vectors: Unit vectors in columns.
+        left_vectors: Unit vectors in columns; of a factor in low rank, completed but not formed.
+        right_vectors: As `left_vectors`.
         log_volume: `q log |det U| + p log |det V|`; 0 where both are orthonormal.
     """
 
     eigenvalues: Tensor
-    left_vectors: Tensor
-    right_vectors: Tensor
+    left_vectors: Vectors
+    right_vectors: Vectors
     log_volume: float = 0.0
 
     def project(self, matrix: Tensor) -> Tensor:
         left, right = self.left_vectors.to(matrix), self.right_vectors.to(matrix)
         if matrix.shape[-2] > matrix.shape[-1]:
             # The larger side last: there, all rows of all matrices are one product.
-            return (right.T @ (matrix.mT @ left)).mT
-        return left.T @ matrix @ right
+            return projected_left(projected(matrix.mT, left), right).mT
+        return projected(projected_left(matrix, left), right)
 
     def unproject(self, coordinates: Tensor) -> Tensor:
         left, right = self.left_vectors.to(coordinates), self.right_vectors.to(coordinates)
-        return left @ coordinates @ right.T
+        return unprojected(unprojected(coordinates.mT, left).mT, right)
+
+
+def projected(rows: Tensor, vectors: Vectors) -> Tensor:
+    """`X V` for rows `(..., n)`."""
+    return vectors.project(rows) if isinstance(vectors, CompletedBasis) else rows @ vectors
+
+
+def projected_left(columns: Tensor, vectors: Vectors) -> Tensor:
+    """`V^T X` for `(..., n, m)`."""
+    if isinstance(vectors, CompletedBasis):
+        return vectors.project(columns.mT).mT
+    return vectors.T @ columns
+
+
+def unprojected(rows: Tensor, vectors: Vectors) -> Tensor:
+    """`X V^T` for rows `(..., n)`."""
+    return vectors.unproject(rows) if isinstance(vectors, CompletedBasis) else rows @ vectors.T
 
 
 @dataclass(frozen=True)
@@ -127,19 +150,33 @@ def symmetric_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values.clamp_min(0), vectors.to(matrix)
 
 
-def wide(matrix: Tensor) -> Tensor:
-    """In float64, on its own device where that has float64 (MPS has not)."""
-    return (matrix.cpu() if matrix.device.type == "mps" else matrix).double()
+def factor_eigenbasis(factor: Factor) -> tuple[Tensor, Vectors]:
+    """Eigenvalues `(n,)` in float64 and eigenvectors of one side of a Kronecker product.
+
+    Raises:
+        NonFiniteError: If it holds NaN or infinity.
+    """
+    if not isinstance(factor, LowRankFactor):
+        return symmetric_eigh(factor)
+    require_finite(factor)
+    n_others = factor.shape[0] - len(factor.values)
+    values = torch.cat([wide(factor.values), wide(factor.rest).expand(n_others)])
+    return values.clamp_min(0), CompletedBasis.of(factor.vectors)
 
 
-def require_finite(matrix: Tensor) -> None:
+def require_finite(matrix: Factor) -> None:
     """Raise if a factor holds NaN or infinity.
 
     Raises:
         NonFiniteError: With the shape of the factor.
     """
-    if not torch.isfinite(matrix).all():
+    if not torch.isfinite(matrix.trace()) or not torch.isfinite(stored(matrix)).all():
         raise NonFiniteError(
             f"A curvature factor of shape {tuple(matrix.shape)} holds NaN or infinity. "
             "The gradients of the model overflowed: run the fit in float32 or bfloat16."
         )
+
+
+def stored(factor: Factor) -> Tensor:
+    """The larger of the tensors that a factor is made of."""
+    return factor.vectors if isinstance(factor, LowRankFactor) else factor

@@ -13,9 +13,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from posthoc_bhpeft.linalg.eigen import KroneckerEigenbasis, symmetric_eigh, wide
+from posthoc_bhpeft.errors import ConfigError
+from posthoc_bhpeft.linalg.completed import CompletedBasis
+from posthoc_bhpeft.linalg.eigen import (
+    KroneckerEigenbasis,
+    Vectors,
+    factor_eigenbasis,
+    symmetric_eigh,
+)
+from posthoc_bhpeft.linalg.lowrank import Factor, LowRankFactor, full, quadratic, widened
 from posthoc_bhpeft.linalg.nearest import merge_kroneckers, nearest_kronecker
 from posthoc_bhpeft.linalg.operators import DiagonalOperator, KroneckerOperator
+from posthoc_bhpeft.linalg.precision import wide
 
 Term = KroneckerOperator | DiagonalOperator
 
@@ -32,8 +41,8 @@ def joint_eigenbasis(terms: Sequence[Term], floor: float = 0.0) -> KroneckerEige
     Two Kronecker terms without a floor have the pair basis, which is exact then. A floor at or
     above the mean eigenvalue of `H` leaves it to the shared basis, which dropped less every time it
     was measured there, on tuned models and on hundreds of random sums. Below, `dropped_energy`
-    decides between the two. Beside a diagonal term there is the shared basis only. Terms that are
-    zero have no say.
+    decides between the two. Beside a diagonal term, and for factors in low rank, there is the
+    shared basis only. Terms that are zero have no say.
 
     Args:
         terms: Whose sum is `H`; one Kronecker term or more.
@@ -41,13 +50,21 @@ def joint_eigenbasis(terms: Sequence[Term], floor: float = 0.0) -> KroneckerEige
 
     Raises:
         NonFiniteError: If a factor holds NaN or infinity.
+        ConfigError: If a factor in low rank meets a diagonal term.
     """
     present = [term for term in terms if float(term.trace()) != 0] or terms[:1]
     kroneckers = [term for term in present if isinstance(term, KroneckerOperator)]
-    if len(kroneckers) == len(present) == 2 and floor == 0:
+    low_rank = any(has_low_rank(term) for term in kroneckers)
+    if low_rank and len(kroneckers) < len(present):
+        raise ConfigError(
+            "A diagonal curvature and one with factors in low rank meet in one block, and have no "
+            "common basis that is cheap. Fit both with one estimator: DiagonalGGN(), or "
+            "KroneckerGGN(rank=...)."
+        )
+    if len(kroneckers) == len(present) == 2 and floor == 0 and not low_rank:
         return pair_eigenbasis(kroneckers)
     shared = shared_eigenbasis(present)
-    only = len(kroneckers) < len(present) or len(present) == 1
+    only = low_rank or len(kroneckers) < len(present) or len(present) == 1
     if only or floor >= HIGH_FLOOR * float(shared.eigenvalues.mean()):
         return shared
     bases = [shared, pair_eigenbasis(kroneckers)]
@@ -68,12 +85,13 @@ def pair_eigenbasis(terms: Sequence[KroneckerOperator]) -> KroneckerEigenbasis:
         NonFiniteError: If a factor holds NaN or infinity.
     """
     (first, second), _ = merge_kroneckers(terms, 2)
-    left = simultaneous_vectors(first.left, second.left)
-    right = simultaneous_vectors(first.right, second.right)
+    left = simultaneous_vectors(full(first.left), full(second.left))
+    right = simultaneous_vectors(full(first.right), full(second.right))
     p, q = first.shape
     volume = q * log_determinant(left) + p * log_determinant(right)
     values = diagonal_in(terms, left, right)
-    return KroneckerEigenbasis(values, left.to(first.left), right.to(first.right), volume)
+    one = like(first)
+    return KroneckerEigenbasis(values, left.to(one), right.to(one), volume)
 
 
 def shared_eigenbasis(terms: Sequence[Term]) -> KroneckerEigenbasis:
@@ -87,9 +105,9 @@ def shared_eigenbasis(terms: Sequence[Term]) -> KroneckerEigenbasis:
         NonFiniteError: If a factor holds NaN or infinity.
     """
     nearest = nearest_kronecker([as_kronecker(term) for term in terms])
-    left, right = (wide(symmetric_eigh(wide(f))[1]) for f in (nearest.left, nearest.right))
+    left, right = (factor_eigenbasis(widened(f))[1] for f in (nearest.left, nearest.right))
     values = diagonal_in(terms, left, right)
-    return KroneckerEigenbasis(values, left.to(nearest.left), right.to(nearest.right))
+    return KroneckerEigenbasis(values, left.to(like(nearest)), right.to(like(nearest)))
 
 
 def as_kronecker(term: Term) -> KroneckerOperator:
@@ -101,20 +119,43 @@ def as_kronecker(term: Term) -> KroneckerOperator:
     return KroneckerOperator(torch.diag(rows / total), torch.diag(columns))
 
 
-def diagonal_in(terms: Sequence[Term], left: Tensor, right: Tensor) -> Tensor:
+def diagonal_in(terms: Sequence[Term], left: Vectors, right: Vectors) -> Tensor:
     """Diagonal of `(U (x) V)^T H (U (x) V)` as `(p, q)`, for a sum `H` of terms."""
-    total = left.new_zeros(left.shape[1], right.shape[1])
+    parts = []
     for term in terms:
         if isinstance(term, KroneckerOperator):
-            total += torch.outer(quadratic(term.left, left), quadratic(term.right, right))
+            parts.append(torch.outer(along(term.left, left), along(term.right, right)))
         else:
-            total += left.square().T @ wide(term.diagonal) @ right.square()
-    return total.clamp_min(0)
+            parts.append(formed(left).square().T @ wide(term.diagonal) @ formed(right).square())
+    return torch.stack(parts).sum(0).clamp_min(0)
 
 
-def quadratic(matrix: Tensor, vectors: Tensor) -> Tensor:
-    """`v^T M v` for every column `v`, not below zero."""
-    return (vectors * (wide(matrix) @ vectors)).sum(0).clamp_min(0)
+def along(factor: Factor, vectors: Vectors) -> Tensor:
+    """`v^T M v` for every column of a basis; completed ones hold all vectors of every factor."""
+    if not isinstance(vectors, CompletedBasis):
+        return quadratic(factor, vectors)
+    head = quadratic(factor, vectors.vectors)
+    if not isinstance(factor, LowRankFactor):
+        raise TypeError("A completed basis is for factors in low rank; this one is full.")
+    return torch.cat([head, wide(factor.rest).expand(factor.shape[0] - len(head))])
+
+
+def formed(vectors: Vectors) -> Tensor:
+    """The columns of a basis as a matrix in float64."""
+    if not isinstance(vectors, CompletedBasis):
+        return wide(vectors)
+    given = vectors.vectors
+    return vectors.project(torch.eye(len(given), dtype=given.dtype, device=given.device)).double()
+
+
+def has_low_rank(term: KroneckerOperator) -> bool:
+    """Whether a side is kept in low rank."""
+    return isinstance(term.left, LowRankFactor) or isinstance(term.right, LowRankFactor)
+
+
+def like(term: KroneckerOperator) -> Tensor:
+    """A tensor of a term, for its device and dtype."""
+    return term.left.vectors if isinstance(term.left, LowRankFactor) else term.left
 
 
 def simultaneous_vectors(first: Tensor, second: Tensor) -> Tensor:
@@ -163,10 +204,10 @@ def dropped_energy(
         terms: Whose sum is `H`.
         floor: `d`; raised to what rounding leaves of the eigenvalues.
     """
-    left, right = wide(basis.left_vectors), wide(basis.right_vectors)
+    left, right = formed(basis.left_vectors), formed(basis.right_vectors)
     least = max(floor, ROUNDING * float(basis.eigenvalues.mean()), TINY)
     weights = 1 / (basis.eigenvalues + least)
-    sides = [(left.T @ wide(t.left) @ left, right.T @ wide(t.right) @ right) for t in terms]
+    sides = [(left.T @ widened(t.left) @ left, right.T @ widened(t.right) @ right) for t in terms]
     sides.append((least * left.T @ left, right.T @ right))
     total = 0.0
     for one in range(len(sides)):

@@ -13,8 +13,18 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from posthoc_bhpeft.linalg.eigen import require_finite, wide
+from posthoc_bhpeft.linalg.eigen import require_finite
+from posthoc_bhpeft.linalg.lowrank import (
+    Factor,
+    LowRankFactor,
+    cast,
+    combined,
+    compressed,
+    full,
+    inner,
+)
 from posthoc_bhpeft.linalg.operators import KroneckerOperator
+from posthoc_bhpeft.linalg.precision import wide
 
 
 def nearest_kronecker(terms: Sequence[KroneckerOperator]) -> KroneckerOperator:
@@ -55,7 +65,7 @@ def nearest_kronecker(terms: Sequence[KroneckerOperator]) -> KroneckerOperator:
     right = combine([t.right for t in terms], image * norms / size)
     balance = (left.norm() / right.norm()).sqrt()
     one = terms[0]
-    return KroneckerOperator((left / balance).to(one.left), (right * balance).to(one.right))
+    return KroneckerOperator(cast(left / balance, one.left), cast(right * balance, one.right))
 
 
 def leading_weights(left_gram: Tensor, right_gram: Tensor) -> Tensor:
@@ -69,19 +79,21 @@ def leading_weights(left_gram: Tensor, right_gram: Tensor) -> Tensor:
     return weights / total if total > 0 else weights
 
 
-def combine(matrices: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """`sum_t w_t M_t` in float64."""
-    total = torch.zeros_like(wide(matrices[0]))
+def combine(matrices: Sequence[Factor], weights: Tensor) -> Factor:
+    """`sum_t w_t M_t` in float64; of factors in low rank, in the sum of their ranks."""
+    narrow = [matrix for matrix in matrices if isinstance(matrix, LowRankFactor)]
+    if len(narrow) == len(matrices) and sum(len(m.values) for m in narrow) < narrow[0].shape[0]:
+        return combined(narrow, weights.tolist())
+    total = torch.zeros_like(wide(full(matrices[0])))
     for weight, matrix in zip(weights.tolist(), matrices, strict=True):
-        total.add_(wide(matrix), alpha=weight)
+        total.add_(wide(full(matrix)), alpha=weight)
     return total
 
 
-def gram(matrices: Sequence[Tensor], others: Sequence[Tensor] | None = None) -> Tensor:
+def gram(matrices: Sequence[Factor], others: Sequence[Factor] | None = None) -> Tensor:
     """Frobenius inner products `<M_t, N_u>` in float64 on the CPU; `N = M` by default."""
-    rows = [wide(matrix).flatten() for matrix in matrices]
-    columns = rows if others is None else [wide(matrix).flatten() for matrix in others]
-    return torch.stack([torch.stack([row @ column for column in columns]) for row in rows]).cpu()
+    columns = matrices if others is None else others
+    return torch.stack([torch.stack([inner(m, n) for n in columns]) for m in matrices]).cpu()
 
 
 def kronecker_inner(
@@ -121,16 +133,30 @@ def merge_kroneckers(
     """
     if max_terms == 1 < len(terms):
         # Better than two at a time, and there is nothing to choose.
-        nearest = nearest_kronecker(terms)
+        nearest = of_old_rank(nearest_kronecker(terms), terms)
         return [nearest], [kronecker_distance(terms, [nearest])]
     terms, losses = list(terms), []
     while len(terms) > max_terms:
         trials = []
         for i, j in combinations(range(len(terms)), 2):
             pair = [terms[i], terms[j]]
-            nearest = nearest_kronecker(pair)
+            nearest = of_old_rank(nearest_kronecker(pair), pair)
             trials.append((kronecker_distance(pair, [nearest]), i, j, nearest))
         loss, i, j, nearest = min(trials, key=lambda trial: trial[0])
         terms = [*terms[:i], *terms[i + 1 : j], *terms[j + 1 :], nearest]
         losses.append(loss)
     return terms, losses
+
+
+def of_old_rank(
+    nearest: KroneckerOperator, terms: Sequence[KroneckerOperator]
+) -> KroneckerOperator:
+    """A product whose sides in low rank have no more vectors than those that it was made of."""
+    left = max(rank_of(term.left) for term in terms)
+    right = max(rank_of(term.right) for term in terms)
+    return KroneckerOperator(compressed(nearest.left, left), compressed(nearest.right, right))
+
+
+def rank_of(factor: Factor) -> int:
+    """Vectors of a factor."""
+    return len(factor.values) if isinstance(factor, LowRankFactor) else factor.shape[0]

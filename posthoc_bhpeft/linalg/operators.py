@@ -10,6 +10,7 @@ none: `L1 (x) R1 + L2 (x) R2` is not `(L1 + L2) (x) (R1 + R2)`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,8 +22,10 @@ from posthoc_bhpeft.linalg.eigen import (
     Eigenbasis,
     IdentityEigenbasis,
     KroneckerEigenbasis,
+    factor_eigenbasis,
     symmetric_eigh,
 )
+from posthoc_bhpeft.linalg.lowrank import Factor, LowRankFactor, cast, full
 
 
 class BlockOperator(Protocol):
@@ -60,35 +63,60 @@ class BlockOperator(Protocol):
 
 @dataclass(frozen=True)
 class KroneckerOperator:
-    """`L (x) R`: `X -> L X R` for symmetric `left` `(p, p)` and `right` `(q, q)`."""
+    """`L (x) R`: `X -> L X R` for symmetric `left` `(p, p)` and `right` `(q, q)`.
 
-    left: Tensor
-    right: Tensor
+    Attributes:
+        left: A matrix, or a wide one in low rank.
+        right: As `left`.
+    """
+
+    left: Factor
+    right: Factor
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.left.shape[0], self.right.shape[0]
 
     def matvec(self, matrix: Tensor) -> Tensor:
-        return self.left @ matrix @ self.right
+        # Factors may be kept on another device than the model.
+        return cast(self.left, matrix) @ matrix @ cast(self.right, matrix)
 
     def trace(self) -> Tensor:
         return self.left.trace() * self.right.trace()
 
     def dense(self) -> Tensor:
-        return torch.kron(self.left, self.right)
+        return torch.kron(full(self.left), full(self.right))
 
     def scale(self, factor: float) -> KroneckerOperator:
         return KroneckerOperator(self.left * factor, self.right)
 
     def decompose(self) -> Eigenbasis:
-        left_values, left_vectors = symmetric_eigh(self.left)
-        right_values, right_vectors = symmetric_eigh(self.right)
+        left_values, left_vectors = factor_eigenbasis(self.left)
+        right_values, right_vectors = factor_eigenbasis(self.right)
         values = torch.outer(left_values, right_values)
         return KroneckerEigenbasis(values, left_vectors, right_vectors)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"left": self.left, "right": self.right}
+        return {**factor_tensors("left", self.left), **factor_tensors("right", self.right)}
+
+
+def factor_tensors(side: str, factor: Factor) -> dict[str, Tensor]:
+    """The tensors of one side: itself, or `left_vectors`, `left_values` and `left_rest`."""
+    if not isinstance(factor, LowRankFactor):
+        return {side: factor}
+    parts = {"vectors": factor.vectors, "values": factor.values, "rest": factor.rest}
+    return {f"{side}_{name}": tensor for name, tensor in parts.items()}
+
+
+def factor_of(side: str, tensors: Mapping[str, Tensor]) -> Factor:
+    """One side from the tensors of `factor_tensors`.
+
+    Raises:
+        KeyError: If one is missing.
+    """
+    if side in tensors:
+        return tensors[side]
+    return LowRankFactor(*(tensors[f"{side}_{part}"] for part in ("vectors", "values", "rest")))
 
 
 @dataclass(frozen=True)

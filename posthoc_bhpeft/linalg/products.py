@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from posthoc_bhpeft.linalg.lowrank import cast
 from posthoc_bhpeft.linalg.operators import (
     BlockOperator,
     DenseOperator,
@@ -30,8 +31,8 @@ def quadratic_form(operator: BlockOperator, left: Tensor, right: Tensor) -> Tens
     if isinstance(operator, OperatorSum):
         return torch.stack([quadratic_form(term, left, right) for term in operator.terms]).sum()
     if isinstance(operator, KroneckerOperator):
-        inner = left.mT @ (operator.left.to(left) @ left)
-        outer = right @ operator.right.to(right) @ right.mT
+        inner = left.mT @ (cast(operator.left, left) @ left)
+        outer = right @ cast(operator.right, right) @ right.mT
         return (inner * outer).sum()
     product = left @ right
     return (product * operator.matvec(product)).sum()
@@ -46,7 +47,7 @@ def pulled_to_right(operator: BlockOperator, left: Tensor) -> BlockOperator:
     if isinstance(operator, OperatorSum):
         return OperatorSum(tuple(pulled_to_right(term, left) for term in operator.terms))
     if isinstance(operator, KroneckerOperator):
-        narrow = left.to(operator.left)
+        narrow = left.to(device=operator.left.device, dtype=operator.left.dtype)
         return KroneckerOperator(narrow.mT @ operator.left @ narrow, operator.right)
     if isinstance(operator, DiagonalOperator):
         return DiagonalOperator(left.to(operator.diagonal).square().mT @ operator.diagonal)
@@ -63,7 +64,7 @@ def pulled_to_left(operator: BlockOperator, right: Tensor) -> BlockOperator:
     if isinstance(operator, OperatorSum):
         return OperatorSum(tuple(pulled_to_left(term, right) for term in operator.terms))
     if isinstance(operator, KroneckerOperator):
-        narrow = right.to(operator.right)
+        narrow = right.to(device=operator.right.device, dtype=operator.right.dtype)
         return KroneckerOperator(operator.left, narrow @ operator.right @ narrow.mT)
     if isinstance(operator, DiagonalOperator):
         return DiagonalOperator(operator.diagonal @ right.to(operator.diagonal).square().mT)

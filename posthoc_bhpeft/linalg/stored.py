@@ -12,6 +12,7 @@ from posthoc_bhpeft.linalg.operators import (
     DenseOperator,
     DiagonalOperator,
     KroneckerOperator,
+    factor_of,
 )
 from posthoc_bhpeft.linalg.sums import OperatorSum
 
@@ -76,7 +77,7 @@ def restored_term(
 ) -> BlockOperator:
     """One operator of a known class from its tensors."""
     if structure == KroneckerOperator.__name__:
-        return KroneckerOperator(part["left"], part["right"])
+        return KroneckerOperator(factor_of("left", part), factor_of("right", part))
     if structure == DiagonalOperator.__name__:
         return DiagonalOperator(part["diagonal"])
     if structure == DenseOperator.__name__:

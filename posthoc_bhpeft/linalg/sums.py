@@ -11,6 +11,7 @@ from torch import Tensor
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.linalg.eigen import Eigenbasis
 from posthoc_bhpeft.linalg.joint import joint_eigenbasis
+from posthoc_bhpeft.linalg.lowrank import full
 from posthoc_bhpeft.linalg.operators import (
     BlockOperator,
     DenseOperator,
@@ -150,7 +151,8 @@ def grow_rows(operator: BlockOperator, p_new: int) -> BlockOperator:
     if isinstance(operator, OperatorSum):
         return OperatorSum(tuple(grow_rows(term, p_new) for term in operator.terms))
     if isinstance(operator, KroneckerOperator):
-        return KroneckerOperator(padded(operator.left, new, new), operator.right)
+        # Rows are classes, few enough for a factor of them in low rank to be made full.
+        return KroneckerOperator(padded(full(operator.left), new, new), operator.right)
     if isinstance(operator, DiagonalOperator):
         return DiagonalOperator(padded(operator.diagonal, new, 0))
     if isinstance(operator, DenseOperator):
