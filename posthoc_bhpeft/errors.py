@@ -12,6 +12,7 @@ BhpeftError
 ├── ConvergenceError              a linear system was not solved to its tolerance
 ├── MemoryLimitError              a fit or a batch does not fit into memory
 ├── CheckpointError               a saved posterior cannot be read or does not fit the model
+├── ProcessError                  another process of the same fit failed
 └── HybridError                   a hybrid of LoRA, adapter and prefix cannot do what was asked
     ├── TargetError               a target matches no module, or one of the wrong kind
     │   └── PrefixUnsupportedError  the model's attention takes no prefix
@@ -67,6 +68,10 @@ class MemoryLimitError(BhpeftError):
 
 class CheckpointError(BhpeftError):
     """A saved posterior cannot be read or does not fit the model."""
+
+
+class ProcessError(BhpeftError):
+    """Another process of the same fit failed."""
 
 
 class HybridError(BhpeftError):

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 # for the module or for the whole folder; "" is the package's own __init__.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("architectures", "linalg", "likelihood", "batches", "progress", "distributed", "shards"),
+    ("architectures", "digests", "distributed", "linalg", "likelihood", "batches", "progress"),
+    ("shards",),
     ("hybrid",),
     ("blocks", "checkpoints", "folders", "tasks"),
     ("curvature", "prior", "evidence"),

@@ -11,10 +11,12 @@ from posthoc_bhpeft.curvature.directions import (
     RandomSigns,
     Softened,
 )
-from posthoc_bhpeft.curvature.estimator import Accumulator, Curvature, FittedCurvature
+from posthoc_bhpeft.curvature.estimator import Accumulator, Curvature, FittedCurvature, Summed
 from posthoc_bhpeft.curvature.fit import fit_curvature
 from posthoc_bhpeft.curvature.kfac import KFAC
 from posthoc_bhpeft.curvature.kronecker import KroneckerGGN
+from posthoc_bhpeft.curvature.resuming import Keeper, Resume, check_repeatable
+from posthoc_bhpeft.curvature.subsample import Subsample, sampled
 
 __all__ = [
     "KFAC",
@@ -28,8 +30,14 @@ __all__ = [
     "EmpiricalFisher",
     "Exact",
     "FittedCurvature",
+    "Keeper",
     "KroneckerGGN",
     "RandomSigns",
+    "Resume",
     "Softened",
+    "Subsample",
+    "Summed",
+    "check_repeatable",
     "fit_curvature",
+    "sampled",
 ]

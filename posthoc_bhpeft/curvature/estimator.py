@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
 
 from posthoc_bhpeft.blocks import Observation, Observed
 from posthoc_bhpeft.curvature.directions import Directions
@@ -20,6 +22,23 @@ class Accumulator(Protocol):
 
     def finish(self) -> BlockOperator:
         """The curvature of the block, summed over all data added."""
+        ...
+
+
+@runtime_checkable
+class Summed(Protocol):
+    """An accumulator whose state is a few plain sums over data.
+
+    So parts of it can be added up: those of several processes, or of a fit before and after it was
+    killed. Needed for nothing else.
+    """
+
+    def sums(self) -> dict[str, Tensor]:
+        """The sums so far by name; empty before the first batch."""
+        ...
+
+    def restore(self, sums: Mapping[str, Tensor]) -> None:
+        """Take these sums in place of its own."""
         ...
 
 
@@ -55,3 +74,9 @@ class FittedCurvature:
     log_likelihood: float
     n_rows: int
     n_outputs: int
+
+    def scaled_to(self, n_rows: int) -> FittedCurvature:
+        """What `n_rows` rows would give if they were all like these: every sum in proportion."""
+        factor = n_rows / self.n_rows
+        operators = {name: one.scale(factor) for name, one in self.operators.items()}
+        return FittedCurvature(operators, self.log_likelihood * factor, n_rows, self.n_outputs)

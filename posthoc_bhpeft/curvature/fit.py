@@ -13,16 +13,18 @@ from posthoc_bhpeft.batches import device_of, evaluating, forward, labelled_rows
 from posthoc_bhpeft.blocks import (
     Block,
     Engine,
-    Observed,
     Product,
     Tape,
     observing,
     with_products,
 )
 from posthoc_bhpeft.curvature.estimator import Accumulator, Curvature, FittedCurvature
+from posthoc_bhpeft.curvature.partial import PartialFit
+from posthoc_bhpeft.curvature.resuming import Keeper
 from posthoc_bhpeft.errors import DataError, ModelError, NonFiniteError
 from posthoc_bhpeft.likelihood import Likelihood
 from posthoc_bhpeft.linalg import BlockOperator
+from posthoc_bhpeft.shards import processes_of
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -37,9 +39,12 @@ def fit_curvature(
     engine: Engine = observing,
     products: Sequence[Product] = (),
     generator: torch.Generator | None = None,
+    keeper: Keeper | None = None,
     progress: Progress = iter,
 ) -> FittedCurvature:
     """Sum the curvature of every block, and the log likelihood, over the data.
+
+    Where the batches are a `Shard`, over the parts of all processes, which then have the same.
 
     Args:
         model: Differentiated at its present weights, in evaluation mode; unchanged afterwards.
@@ -49,7 +54,8 @@ def fit_curvature(
         estimator: Output directions, and the structure of each block.
         engine: Makes the tape; `observing` uses forward hooks.
         products: From `find_products`; each gets a curvature of its own, beside its factors'.
-        generator: Randomness of `RandomSigns`; on the CPU.
+        generator: Randomness of `RandomSigns`, on the CPU; seeded with 0 by default.
+        keeper: From `Resume.open`, to go on where a fit was killed.
         progress: Wraps the batches, for a progress bar.
 
     Returns:
@@ -61,33 +67,49 @@ def fit_curvature(
         ConfigError: If there are products, and the engine does not tell inputs from gradients.
         DeadBlockError: If a block took no part in a forward pass.
         ModelError: If the model mixes the rows of a batch.
+        ProcessError: If another process failed.
     """
-    summed: tuple[Observed, ...] = (*blocks, *products)
-    sums = {one.name: estimator.accumulator(one) for one in summed}
+    generator = generator or torch.Generator().manual_seed(0)
+    fit = PartialFit.empty(model, estimator, (*blocks, *products))
+    processes = processes_of(batches)
+    with processes.together(), evaluating(model), engine(model, blocks) as tape:
+        shown = progress(batches)
+        for batch in shown if keeper is None else keeper.remaining(shown, fit, generator):
+            take_in(batch, fit, model, tape, likelihood, estimator, products, generator)
+    fit.over_all(processes)
+    operators = {name: check_finite(name, total.finish()) for name, total in fit.sums.items()}
+    return FittedCurvature(operators, fit.log_likelihood, fit.n_rows, fit.n_outputs)
+
+
+def take_in(
+    batch: Any,
+    fit: PartialFit,
+    model: nn.Module,
+    tape: Tape,
+    likelihood: Likelihood,
+    estimator: Curvature,
+    products: Sequence[Product],
+    generator: torch.Generator,
+) -> None:
+    """Add one batch to a fit: a forward pass, and a backward pass a direction."""
+    inputs, labels = split_batch(batch)
+    if labels is None:
+        raise DataError("A batch without labels came up while fitting the curvature.")
     device = device_of(model)
-    log_likelihood, n_rows, n_outputs = 0.0, 0, 0
-    with evaluating(model), engine(model, blocks) as tape:
-        for batch in progress(batches):
-            inputs, labels = split_batch(batch)
-            if labels is None:
-                raise DataError("A batch without labels came up while fitting the curvature.")
-            labels = labels.to(device)
-            keep = labelled_rows(labels)
-            if not bool(keep.any()):
-                continue
-            outputs = forward(model, move(inputs, device), positions=likelihood.positions)
-            likelihood.check_labels(outputs[keep], labels[keep])
-            if n_rows == 0:
-                check_rows_apart(tape, outputs)
-            nll = likelihood.nll(outputs.detach()[keep], labels[keep])
-            log_likelihood -= float(nll.double().sum())
-            n_rows, n_outputs = n_rows + int(keep.sum()), outputs.shape[-1]
-            directions = masked_directions(
-                estimator, likelihood, outputs.detach(), labels, keep, generator
-            )
-            add_batch(tape, outputs, directions, keep, sums, products)
-    operators = {name: check_finite(name, total.finish()) for name, total in sums.items()}
-    return FittedCurvature(operators, log_likelihood, n_rows, n_outputs)
+    keep = labelled_rows(labels)
+    if not bool(keep.any()):
+        return
+    outputs = forward(model, move(inputs, device), positions=likelihood.positions)
+    # With a device_map the outputs may lie elsewhere than the inputs.
+    labels, keep = labels.to(outputs.device), keep.to(outputs.device)
+    likelihood.check_labels(outputs[keep], labels[keep])
+    if fit.n_rows == 0:
+        check_rows_apart(tape, outputs)
+    fixed = outputs.detach()
+    fit.log_likelihood -= float(likelihood.nll(fixed[keep], labels[keep]).double().sum())
+    fit.n_rows, fit.n_outputs = fit.n_rows + int(keep.sum()), outputs.shape[-1]
+    directions = masked_directions(estimator, likelihood, fixed, labels, keep, generator)
+    add_batch(tape, outputs, directions, keep, fit.sums, products)
 
 
 def masked_directions(
@@ -120,7 +142,8 @@ def add_batch(
         for one, seen in with_products(observed, products):
             # Zero gradients would do for most structures, but K-FAC counts rows and their inputs.
             if not every_row:
-                seen = replace(seen, rows=seen.rows[keep], columns=seen.columns[keep])
+                kept = keep.to(seen.rows.device)
+                seen = replace(seen, rows=seen.rows[kept], columns=seen.columns[kept])
             sums[one.name].add(seen)
 
 
