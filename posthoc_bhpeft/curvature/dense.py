@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from posthoc_bhpeft.blocks import Observation, Observed
 from posthoc_bhpeft.curvature.directions import Contrasts, Directions
-from posthoc_bhpeft.curvature.kronecker import required
+from posthoc_bhpeft.curvature.sides import present, required
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.linalg import DenseOperator
 
@@ -55,6 +56,12 @@ class DenseAccumulator:
         flat = observation.gradient().flatten(1)
         outer = flat.T @ flat
         self.total = outer if self.total is None else self.total + outer
+
+    def sums(self) -> dict[str, Tensor]:
+        return present(total=self.total)
+
+    def restore(self, sums: Mapping[str, Tensor]) -> None:
+        self.total = sums["total"]
 
     def finish(self) -> DenseOperator:
         return DenseOperator(required(self.total), self.rows)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from posthoc_bhpeft.blocks import Observation, Observed
 from posthoc_bhpeft.curvature.directions import Auto, Directions
-from posthoc_bhpeft.curvature.kronecker import required
+from posthoc_bhpeft.curvature.sides import present, required
 from posthoc_bhpeft.linalg import DiagonalOperator
 
 
@@ -40,6 +41,12 @@ class DiagonalAccumulator:
     def add(self, observation: Observation) -> None:
         squared = observation.gradient().square().sum(0)
         self.total = squared if self.total is None else self.total + squared
+
+    def sums(self) -> dict[str, Tensor]:
+        return present(total=self.total)
+
+    def restore(self, sums: Mapping[str, Tensor]) -> None:
+        self.total = sums["total"]
 
     def finish(self) -> DiagonalOperator:
         return DiagonalOperator(required(self.total))

@@ -13,13 +13,15 @@ For a prefix, rows are unit vectors of virtual tokens, so expand treats tokens a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from posthoc_bhpeft.blocks import Observation, Observed
 from posthoc_bhpeft.curvature.directions import Auto, Directions
-from posthoc_bhpeft.curvature.kronecker import required
+from posthoc_bhpeft.curvature.sides import present, required
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.linalg import KroneckerOperator
 
@@ -75,6 +77,15 @@ class KFACAccumulator:
         self.left = left if self.left is None else self.left + left
         self.right = right if self.right is None else self.right + right
         self.n_terms += len(rows) * n_positions
+
+    def sums(self) -> dict[str, Tensor]:
+        found = present(left=self.left, right=self.right)
+        count = torch.tensor(self.n_terms, dtype=torch.float64)  # exact up to 2^53 positions
+        return {**found, "n_terms": count} if found else {}
+
+    def restore(self, sums: Mapping[str, Tensor]) -> None:
+        self.left, self.right = sums["left"], sums["right"]
+        self.n_terms = int(sums["n_terms"])
 
     def finish(self) -> KroneckerOperator:
         return KroneckerOperator(required(self.left), required(self.right) / self.n_terms)
