@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -27,16 +28,26 @@ from posthoc_bhpeft.carrying import (
     start_of,
 )
 from posthoc_bhpeft.checks import check_arguments, check_data
-from posthoc_bhpeft.curvature import Curvature, FittedCurvature, KroneckerGGN, fit_curvature
+from posthoc_bhpeft.curvature import (
+    Curvature,
+    FittedCurvature,
+    Keeper,
+    KroneckerGGN,
+    Resume,
+    check_repeatable,
+    fit_curvature,
+    sampled,
+)
+from posthoc_bhpeft.digests import digest_of
 from posthoc_bhpeft.likelihood import Categorical, Gaussian, Likelihood
+from posthoc_bhpeft.matching import check_same_everywhere, weights_digest
 from posthoc_bhpeft.memory import check_memory, explaining_memory
 from posthoc_bhpeft.posterior import Posterior, decompose, read_weights
-from posthoc_bhpeft.predictive import Linearized, Link, LogOdds
-from posthoc_bhpeft.predictive.gradients import LabelGradients, label_gradients
-from posthoc_bhpeft.predictive.spectrum import CovarianceSpectrum, covariance_spectra
+from posthoc_bhpeft.predictive import Linearized, LogOdds
 from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.progress import track
-from posthoc_bhpeft.selection import HeldOut, LaplaceFit, LeaveOneOut, PriorRule
+from posthoc_bhpeft.selection import HeldOut, LaplaceFit, LeaveOneOut, Passes, PriorRule
+from posthoc_bhpeft.shards import own_part, processes_of
 
 __all__ = ["BayesianPeft", "Predictive", "bayesianize"]
 
@@ -53,6 +64,7 @@ def bayesianize(
     engine: Engine = observing,
     products: bool = False,
     generator: torch.Generator | None = None,
+    resume: Resume | None = None,
     progress: bool = True,
 ) -> BayesianPeft:
     """Fit a Laplace posterior over everything trainable in a fine-tuned model.
@@ -66,7 +78,9 @@ def bayesianize(
     Args:
         model: A fine-tuned model, on the device to work on. It is not changed.
         loader: The training data: a `DataLoader` or list of batches, each a dict with `labels` or
-            a pair `(inputs, labels)`. Read for the labels, for the fit, and for the prior.
+            a pair `(inputs, labels)`. Read for the labels, for the fit, and for the prior. Where
+            `accelerate`, a `DistributedSampler` or `Shard` divides it among processes, each calls
+            this with its part, and all get the posterior of the whole.
         likelihood: `Categorical()`, `Gaussian()` for regression, `Bernoulli()` for multi-label.
         curvature: The estimator of the GGN.
         prior: The rule that chooses the precision of the prior, or the prior itself: what an
@@ -77,6 +91,7 @@ def bayesianize(
         engine: Makes the per-sample gradients; hooks by default.
         products: Keep the curvature of LoRA layers' `B A` too, for `as_prior(products=True)`.
         generator: Randomness of the curvature's random signs; seeded with 0 by default.
+        resume: Keep partial sums in a folder, so that a fit that is killed goes on: `Resume(...)`.
         progress: Show a progress bar.
 
     Returns:
@@ -87,62 +102,105 @@ def bayesianize(
         ModelError: If the model has nothing trainable, hidden adapters, dead blocks, or NaN.
         DataError: If the loader is empty, read-once, or has missing or wrong labels.
         MemoryLimitError: If the curvature cannot fit into memory, before any pass.
+        CheckpointError: If the folder of `resume` is of another fit.
+        ProcessError: If another process failed.
     """
     earlier, rule = split_prior(prior)
     usual = predictive or Linearized()
-    roles = {
-        "likelihood": likelihood,
-        "curvature": curvature,
-        "predictive": usual,
-    }
-    check_arguments(model, **roles, **({} if rule is None else {"prior": rule}))
-    blocks = discover(model, recognizers)
-    check_carried(earlier, blocks, likelihood)
-    pairs = chosen_products(blocks, earlier, products)
-    check_memory(blocks, curvature, device_of(model), pairs)
-    check_data(model, loader, likelihood)
+    data, rule = own_part(loader), with_own_part(rule)
+    processes = processes_of(data)
+    with processes.together():
+        roles = {"likelihood": likelihood, "curvature": curvature, "predictive": usual}
+        check_arguments(model, **roles, **({} if rule is None else {"prior": rule}))
+        blocks = discover(model, recognizers)
+        check_carried(earlier, blocks, likelihood)
+        pairs = chosen_products(blocks, earlier, products)
+        check_memory(blocks, curvature, device_of(model), pairs)
+    check_same_everywhere(model, processes)
+    n_rows = check_data(model, data, likelihood).n_rows
     if isinstance(rule, HeldOut):
         check_data(model, rule.loader, likelihood, "HeldOut(loader)")
-    generator = generator or torch.Generator().manual_seed(0)
-    with explaining_memory():
+    chosen = sampled(curvature, data, n_rows)
+    settings = {"curvature": repr(curvature), "likelihood": repr(likelihood)}
+    with explaining_memory(), keeping(resume, loader, chosen, model, blocks, settings) as keeper:
         fitted = fit_curvature(
             model,
             blocks,
-            loader,
+            chosen,
             likelihood,
             curvature,
             engine=engine,
             products=pairs,
-            generator=generator,
-            progress=lambda batches: track(batches, "Curvature", len(loader), progress),
+            generator=processes.stream(generator or torch.Generator().manual_seed(0)),
+            keeper=keeper,
+            progress=lambda batches: track(
+                batches, "Curvature", len(chosen), progress and processes.first
+            ),
         )
-
-        def spectra(batches: Loader, link: Link) -> Iterable[CovarianceSpectrum]:
-            shown = track(batches, "Prior", len(batches), progress)
-            return covariance_spectra(
-                model, blocks, posterior.bases, likelihood, shown, link=link, engine=engine
-            )
-
-        def gradients(batches: Loader) -> Iterable[LabelGradients]:
-            shown = track(batches, "Prior", len(batches), progress)
-            return label_gradients(model, blocks, posterior.bases, likelihood, shown, engine=engine)
-
-        start = start_of(earlier, rule, blocks)
-        posterior = unit_posterior(model, blocks, pairs, fitted, start)
+        fitted = fitted if chosen is data else fitted.scaled_to(n_rows)
+        posterior = unit_posterior(model, blocks, pairs, fitted, start_of(earlier, rule, blocks))
         if rule is None:
             reason = describe_carried(posterior)
-            return BayesianPeft(model, posterior, likelihood, usual, curvature, reason)
+            return BayesianPeft(
+                model, posterior, likelihood, usual, curvature, reason, processes=processes
+            )
         learns_noise = isinstance(likelihood, Gaussian) and likelihood.noise_variance is None
         evidence = replace(posterior.evidence(), learns_noise=learns_noise)
-        choice = rule.choose(LaplaceFit(evidence, likelihood, spectra, gradients, loader))
+        passes = Passes(model, blocks, posterior.bases, likelihood, engine, progress)
+        fit = LaplaceFit(evidence, likelihood, passes.spectra, passes.gradients, data)
+        choice = processes.of_first(rule.choose(fit))
     posterior = posterior.with_prior(replace(posterior.prior, precision=choice.precision))
     if choice.noise_variance is not None:
         likelihood = Gaussian(choice.noise_variance)
         noisy = evidence.at_noise(choice.noise_variance)
         posterior = posterior.at_noise(choice.noise_variance, noisy.log_likelihood)
     reason = choice.reason if earlier is None else f"{describe_carried(posterior)} {choice.reason}"
-    predictive = predictive or Linearized(choice.link or LogOdds())
-    return BayesianPeft(model, posterior, likelihood, predictive, curvature, reason)
+    usual = predictive or Linearized(choice.link or LogOdds())
+    return BayesianPeft(model, posterior, likelihood, usual, curvature, reason, processes=processes)
+
+
+def with_own_part(rule: PriorRule | None) -> PriorRule | None:
+    """A rule that looks at this process's part of its held-out rows."""
+    return replace(rule, loader=own_part(rule.loader)) if isinstance(rule, HeldOut) else rule
+
+
+@contextmanager
+def keeping(
+    resume: Resume | None,
+    loader: Loader,
+    chosen: Loader,
+    model: nn.Module,
+    blocks: Sequence[Block],
+    settings: Mapping[str, str],
+) -> Iterator[Keeper | None]:
+    """Where partial sums are kept during a fit, and removed once there is a posterior.
+
+    Args:
+        resume: Says where; `None` keeps none.
+        loader: As the user gave it.
+        chosen: The batches that the fit takes.
+        model: Its weights must be those of the fit that was killed.
+        blocks: And its blocks.
+        settings: And these, by a name for people.
+
+    Yields:
+        For `fit_curvature`.
+    """
+    if resume is None:
+        yield None
+        return
+    processes = processes_of(chosen)
+    with processes.together():
+        check_repeatable(loader)
+        same = {
+            **settings,
+            "weights": weights_digest(model),
+            "blocks": digest_of([(block.name, block.shape) for block in blocks]),
+            "number of batches": str(len(chosen)),
+        }
+        keeper = resume.open(same, processes)
+    yield keeper
+    keeper.remove()
 
 
 def unit_posterior(

@@ -296,9 +296,22 @@ def look_through(
     Raises:
         DataError: If the loader cannot be iterated twice, is empty, or a batch has no labels.
     """
+    summary = summarize(loader, inspect, name)
+    check_labelled(summary, name)
+    return summary
+
+
+def summarize(
+    loader: Iterable[Any], inspect: Callable[[Inputs, Tensor], None], name: str
+) -> LabelSummary:
+    """`look_through` a part of the data, which may be empty.
+
+    Raises:
+        DataError: If the loader cannot be iterated twice, or a batch has no labels.
+    """
     check_rereadable(loader, name)
-    n_rows = n_ignored = n_batches = 0
-    for batch in loader:
+    n_rows = n_ignored = 0
+    for place, batch in enumerate(loader):
         try:
             inputs, labels = split_batch(batch)
             if labels is None:
@@ -307,16 +320,24 @@ def look_through(
             kept = labelled_rows(labels)
             inspect(inputs, labels[kept])
         except DataError as error:
-            raise DataError(f"{name}, batch {n_batches}: {error}") from error
+            raise DataError(f"{name}, batch {place}: {error}") from error
         n_rows, n_ignored = n_rows + int(kept.sum()), n_ignored + int((~kept).sum())
-        n_batches += 1
-    if n_rows == 0:
-        found = f"{n_ignored} rows, all marked {IGNORED}" if n_batches else "no batch at all"
+    return LabelSummary(n_rows, n_ignored)
+
+
+def check_labelled(summary: LabelSummary, name: str) -> None:
+    """Raise if there is no labelled row.
+
+    Raises:
+        DataError: With what there is instead.
+    """
+    if summary.n_rows == 0:
+        n_ignored = summary.n_ignored
+        found = f"{n_ignored} rows, all marked {IGNORED}" if n_ignored else "no batch at all"
         raise DataError(
             f"{name} has no labelled row: {found}. Pass labelled data; for the curvature, which is "
             "a sum over it, what the model was trained on."
         )
-    return LabelSummary(n_rows, n_ignored)
 
 
 def check_rereadable(loader: Any, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from posthoc_bhpeft.blocks import DEFAULT_RECOGNIZERS, Block, Recognizer, discov
 from posthoc_bhpeft.card import CARD_FILE, explain, model_card, write_card
 from posthoc_bhpeft.checks import check_role
 from posthoc_bhpeft.curvature import Curvature
+from posthoc_bhpeft.distributed import Processes
 from posthoc_bhpeft.errors import CheckpointError, ConfigError, ModelError
 from posthoc_bhpeft.folders import finish_replacing, replacing_files
 from posthoc_bhpeft.likelihood import Likelihood
@@ -23,6 +24,7 @@ from posthoc_bhpeft.matching import check_weights
 from posthoc_bhpeft.memory import explaining_memory
 from posthoc_bhpeft.posterior import Posterior
 from posthoc_bhpeft.predictive import Prediction
+from posthoc_bhpeft.predictive.gathered import gathered
 from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.progress import track
 from posthoc_bhpeft.rebuild import (
@@ -35,6 +37,7 @@ from posthoc_bhpeft.rebuild import (
 )
 from posthoc_bhpeft.review import REVIEW_FILE, ReviewRule
 from posthoc_bhpeft.saving import SavedPosterior, load_posterior, read_record, save_posterior
+from posthoc_bhpeft.shards import own_part, processes_of
 
 
 class Predictive(Protocol):
@@ -59,6 +62,7 @@ class BayesianPeft:
         curvature: The estimator that made the posterior.
         reason: Why the prior is what it is.
         review_rule: Which rows go to a human, if an audit decided that; see `with_review`.
+        processes: Those that fitted it together; the first of them saves it.
     """
 
     model: nn.Module
@@ -68,6 +72,7 @@ class BayesianPeft:
     curvature: Curvature
     reason: str
     review_rule: ReviewRule | None = None
+    processes: Processes = field(default_factory=Processes)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -118,7 +123,8 @@ class BayesianPeft:
         """Predict every batch of a loader.
 
         Args:
-            loader: Batches, with or without labels.
+            loader: Batches, with or without labels. Of one that is divided among processes, each
+                predicts its own part and gets the predictions of all, in the order of the data.
             predictive: Another way to predict, for this call.
             review: Also say which rows go to a human, by the `review_rule`.
             progress: Show a progress bar.
@@ -130,16 +136,19 @@ class BayesianPeft:
             ConfigError: As in `predict`.
             DataError: If the loader has no batch.
             ModelError: If the weights of the model changed since the fit.
+            ProcessError: If another process failed.
         """
-        rule = self.rule_for(predictive) if review else None
-        self.check_unchanged()
-        total = len(loader) if isinstance(loader, Sized) else None
-        return Prediction.concatenate(
-            [
+        part = own_part(loader)
+        processes = processes_of(part)
+        total = len(part) if isinstance(part, Sized) else None
+        with processes.together():
+            rule = self.rule_for(predictive) if review else None
+            self.check_unchanged()
+            found = [
                 self.predict_checked(batch, predictive, rule).cpu()
-                for batch in track(loader, "Predict", total, progress)
+                for batch in track(part, "Predict", total, progress and processes.first)
             ]
-        )
+        return gathered(found, part)
 
     def predict_checked(
         self, batch: Any, predictive: Predictive | None, rule: ReviewRule | None = None
@@ -216,7 +225,8 @@ class BayesianPeft:
         The adapter is written as `model.save_pretrained` does; beside it `posterior.json`,
         `posterior.safetensors`, `review.json` if there is a rule for review, and a section of the
         model card that shows how to load them. An older rule goes with its posterior. If the
-        process dies on the way, the folder still loads: what was saved before, or this.
+        process dies on the way, the folder still loads: what was saved before, or this. Of several
+        processes that fitted together the first writes, and the others return at once.
 
         Args:
             folder: Made where it does not exist; a posterior that is there is replaced.
@@ -225,6 +235,8 @@ class BayesianPeft:
             CheckpointError: If the folder cannot be written to.
             ModelError: If the weights of the model changed since the fit.
         """
+        if not self.processes.first:
+            return
         target = Path(folder)
         self.write_files(target, target.name if target.is_absolute() else str(target))
 

@@ -9,16 +9,19 @@ from torch import Tensor, nn
 
 from posthoc_bhpeft.batches import (
     Inputs,
+    LabelSummary,
     Loader,
+    check_labelled,
     device_of,
     evaluating,
     forward,
-    look_through,
     move,
+    summarize,
 )
 from posthoc_bhpeft.errors import ConfigError, ModelError
 from posthoc_bhpeft.likelihood import Likelihood
 from posthoc_bhpeft.memory import explaining_memory
+from posthoc_bhpeft.shards import processes_of
 
 ROLES = {
     "likelihood": ("nll", "Categorical()"),
@@ -46,10 +49,42 @@ def check_arguments(model: Any, **settings: Any) -> None:
         if is_wrapper(model, attribute):
             raise ModelError(
                 f"{type(model).__name__} wraps the model, and gradients a row are taken from the "
-                f"model itself. Pass model.{attribute}."
+                f"model itself. Pass model.{attribute}, or accelerator.unwrap_model(model)."
             )
+    check_whole(model)
     for name, value in settings.items():
         check_role(name, value)
+
+
+def check_whole(model: nn.Module) -> None:
+    """Raise if weights are spread over processes, or not on any device.
+
+    Raises:
+        ModelError: Naming the first of them, and how to load the model instead.
+    """
+    way_out = (
+        "save the adapter, and load it on the base anew in each process: several processes then "
+        "share the rows, and device_map='auto' spreads a base over the devices of one"
+    )
+    for name, module in model.named_modules():
+        if type(module).__name__ == "FullyShardedDataParallel":
+            raise ModelError(
+                f"{name or 'The model'!r} is sharded by FSDP, so that no process holds its weights "
+                f"or its activations whole. To fit, {way_out} (docs/devices.md)."
+            )
+    for name, parameter in model.named_parameters():
+        if type(parameter).__name__ == "DTensor" or hasattr(parameter, "ds_id"):
+            raise ModelError(
+                f"{name!r} is sharded over processes (FSDP, DeepSpeed ZeRO-3 or tensor "
+                f"parallelism). To fit, {way_out} (docs/devices.md)."
+            )
+        if parameter.is_meta:
+            raise ModelError(
+                f"{name!r} is on no device: it was offloaded to the CPU or a disk by its "
+                "device_map, or never loaded. Gradients a row would fetch it for every batch. Let "
+                "the device_map have all the memory there is (max_memory=...), load in a smaller "
+                "dtype, or fit on the CPU with device_map={'': 'cpu'}."
+            )
 
 
 def check_role(name: str, value: Any) -> None:
@@ -80,18 +115,22 @@ def is_wrapper(model: nn.Module, attribute: str) -> bool:
 
 def check_data(
     model: nn.Module, loader: Loader, likelihood: Likelihood, name: str = "The loader"
-) -> None:
+) -> LabelSummary:
     """Every label against the outputs of one forward pass, before the long work.
 
     Args:
         model: Unchanged.
-        loader: Read once, from its first batch to its last.
+        loader: Read once, from its first batch to its last. A process's `Shard` may be empty.
         likelihood: Says which labels fit which outputs.
         name: Of the loader, for errors.
+
+    Returns:
+        How many rows have a label, over all processes.
 
     Raises:
         DataError: If the loader is empty or read-once, or labels are missing or do not fit.
         NonFiniteError: If the outputs are NaN or infinite.
+        ProcessError: If another process failed.
     """
     device = device_of(model)
     first: list[Tensor] = []
@@ -104,7 +143,13 @@ def check_data(
         if len(labels):
             likelihood.check_labels(as_long_as(first[0], labels), labels.cpu())
 
-    look_through(loader, inspect, name)
+    processes = processes_of(loader)
+    with processes.together():
+        own = summarize(loader, inspect, name)
+    parts = processes.gather(own)
+    summary = LabelSummary(sum(p.n_rows for p in parts), sum(p.n_ignored for p in parts))
+    check_labelled(summary, name)
+    return summary
 
 
 def as_long_as(outputs: Tensor, labels: Tensor) -> Tensor:

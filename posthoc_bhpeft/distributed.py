@@ -90,12 +90,13 @@ class Processes:
             if text is not None:
                 raise ProcessError(f"Process {rank} of {self.size} stopped, so all do. {text}")
 
-    def shared(self, own: Iterable[T], move: Callable[[T], T]) -> Iterator[T]:
+    def shared(self, own: Iterable[T], move: Callable[[T], T] = lambda one: one) -> Iterator[T]:
         """The items of all processes on each: everybody's first, everybody's second, and so on.
 
         Args:
             own: This process's items; not necessarily as many as the others'.
-            move: Applied to an item before it is sent, such as to the CPU.
+            move: Applied to an item before it is sent: to the CPU, as another process may have no
+                such device.
 
         Raises:
             ProcessError: If another process failed while making an item.

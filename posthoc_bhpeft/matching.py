@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_bhpeft.blocks import Block
-from posthoc_bhpeft.errors import CheckpointError
+from posthoc_bhpeft.digests import digest_of
+from posthoc_bhpeft.distributed import Processes
+from posthoc_bhpeft.errors import CheckpointError, ModelError
 from posthoc_bhpeft.posterior import read_weights
 
 SAMPLE_SIZE = 16
@@ -72,6 +74,28 @@ def frozen_samples(model: nn.Module) -> dict[str, Tensor]:
         step = max(len(flat) // SAMPLE_SIZE, 1)
         samples[name] = flat[::step][:SAMPLE_SIZE].float().cpu().clone()
     return samples
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A fingerprint of every trained number, and of a few of the others."""
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return digest_of([trained, frozen_samples(model)])
+
+
+def check_same_everywhere(model: nn.Module, processes: Processes) -> None:
+    """Raise if the processes of a fit hold different weights.
+
+    Raises:
+        ModelError: Naming the processes that differ from the first.
+    """
+    found = processes.gather(weights_digest(model) if processes.size > 1 else "")
+    other = [rank for rank, digest in enumerate(found) if digest != found[0]]
+    if other:
+        raise ModelError(
+            f"Processes {other} hold other weights than process 0, so their curvatures are not "
+            "about one model. Load the same checkpoint in each; a new head is random, and each "
+            "process needs the same seed for it."
+        )
 
 
 def check_frozen(model: nn.Module, saved: Mapping[str, Tensor]) -> None:

@@ -18,8 +18,10 @@ from posthoc_bhpeft.curvature import (
     EmpiricalFisher,
     Exact,
     KroneckerGGN,
+    Placed,
     RandomSigns,
     Softened,
+    Subsample,
 )
 from posthoc_bhpeft.errors import CheckpointError
 from posthoc_bhpeft.likelihood import Bernoulli, Categorical, Gaussian
@@ -51,10 +53,12 @@ SETTINGS: tuple[type, ...] = (
     LogOdds,
     MAP,
     MonteCarlo,
+    Placed,
     Probit,
     RandomSigns,
     Sampled,
     Softened,
+    Subsample,
     Tempered,
 )
 

@@ -69,7 +69,7 @@ class Linearized:
             outputs = forward(model, move(inputs, device))
             directions, complete = self.output_directions(likelihood, outputs.detach())
             deviations = {
-                block.name: posterior.variances(block).sqrt().to(outputs)
+                block.name: posterior.variances(block).sqrt().to(outputs.dtype)
                 for block in posterior.blocks
             }
             small = projected_covariance(tape, posterior.bases, outputs, directions, deviations)
@@ -126,11 +126,12 @@ def projected_covariance(
     for k in range(n_directions):
         last = k == n_directions - 1
         for block, seen in tape.observe(outputs, directions[..., k], retain=not last):
-            coordinates = bases[block.name].project(seen.gradient()) * deviations[block.name]
-            mine = coordinates.flatten(1)
+            coordinates = bases[block.name].project(seen.gradient())
+            # With a device_map each block has its own device; what leaves it is small.
+            mine = (coordinates * deviations[block.name].to(coordinates)).flatten(1)
             others = earlier.setdefault(block.name, [])
             for other, theirs in enumerate([*others, mine]):
-                product = torch.linalg.vecdot(mine, theirs)
+                product = torch.linalg.vecdot(mine, theirs).to(covariance)
                 covariance[:, k, other] += product
                 if other < k:
                     covariance[:, other, k] += product

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -53,6 +53,11 @@ class CovarianceSpectrum:
     directions: Tensor
     centres: Tensor
     energies: Tensor
+
+    def to(self, device: str | torch.device) -> CovarianceSpectrum:
+        """The same on another device."""
+        moved = {part.name: getattr(self, part.name).to(device) for part in fields(self)}
+        return CovarianceSpectrum(**moved)
 
     def at(self, precision: float, noise_variance: float = 1.0) -> Tensor:
         """Covariance `(N, C, C)` of the outputs, along `directions`, for one prior precision.
@@ -145,9 +150,10 @@ def labelled_batches(
             inputs, labels = split_batch(batch)
             if labels is None:
                 raise DataError("A batch without labels came up while choosing the prior.")
-            keep = labelled_rows(labels).to(device)
             outputs = forward(model, move(inputs, device))
-            labels = labels.to(device)
+            # With a device_map the outputs may lie elsewhere than the inputs.
+            labels = labels.to(outputs.device)
+            keep = labelled_rows(labels)
             likelihood.check_labels(outputs[keep], labels[keep])
             yield LabelledBatch(tape, outputs, labels, keep)
 

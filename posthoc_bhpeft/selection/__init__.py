@@ -10,6 +10,7 @@ from posthoc_bhpeft.selection.groups import Grouping
 from posthoc_bhpeft.selection.heldout import HeldOut, gaussian_nll, predictive_nll
 from posthoc_bhpeft.selection.leaveout import LeaveOneOut
 from posthoc_bhpeft.selection.matched import MatchedPrecision
+from posthoc_bhpeft.selection.passes import Passes
 from posthoc_bhpeft.selection.rule import LaplaceFit, PriorChoice, PriorRule, spread
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "LeaveOneOut",
     "MarginalLikelihood",
     "MatchedPrecision",
+    "Passes",
     "PriorChoice",
     "PriorRule",
     "VisiblePrecision",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from posthoc_bhpeft.errors import ConfigError
-from posthoc_bhpeft.likelihood import Gaussian
+from posthoc_bhpeft.likelihood import Gaussian, Tokens
 from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.selection.evidential import MarginalLikelihood, VisiblePrecision
 from posthoc_bhpeft.selection.leaveout import LeaveOneOut
@@ -43,7 +43,8 @@ class Chained(PriorRule):
 
     def choose(self, fit: LaplaceFit) -> PriorChoice:
         """The floor; `bayesianize` puts it under the carried curvature."""
-        if isinstance(fit.likelihood, Gaussian) and isinstance(self.floor, MatchedPrecision):
-            # In regression that rule falls back on the evidence.
+        without = isinstance(fit.likelihood, Gaussian | Tokens)
+        if without and isinstance(self.floor, MatchedPrecision):
+            # There that rule falls back on the evidence, which knows of isotropic priors alone.
             return PriorChoice(self.prior.precision, "Its floor is kept.")
         return self.floor.choose(fit)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from posthoc_bhpeft.errors import DataError
-from posthoc_bhpeft.likelihood import Gaussian
+from posthoc_bhpeft.likelihood import Gaussian, Tokens
 from posthoc_bhpeft.predictive.gradients import LabelGradients
 from posthoc_bhpeft.predictive.links import Link, LogOdds, Tempered
 from posthoc_bhpeft.selection.evidential import VisiblePrecision
@@ -41,7 +41,8 @@ class LeaveOneOut(PriorRule):
 
     `step` and `width` are measured, not derived: `benchmarks/calibration.py`.
 
-    In regression there are no log-odds, and `VisiblePrecision` is used.
+    In regression there are no log-odds, and with a label at every position of a text leaving one
+    out would take a backward pass each: there `VisiblePrecision` is used.
 
     Args:
         step: Precision of the Newton step, in units of the matched precision.
@@ -55,7 +56,7 @@ class LeaveOneOut(PriorRule):
 
     def choose(self, fit: LaplaceFit) -> PriorChoice:
         """The precision, and the temperature of the default link."""
-        if isinstance(fit.likelihood, Gaussian):
+        if isinstance(fit.likelihood, Gaussian | Tokens):
             return VisiblePrecision().choose(fit)
         n_rows = fit.evidence.n_rows
         parts = list(fit.gradients(spread(fit.training, self.max_rows, n_rows)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from posthoc_bhpeft.likelihood import Gaussian
+from posthoc_bhpeft.likelihood import Gaussian, Tokens
 from posthoc_bhpeft.predictive.links import LogOdds
 from posthoc_bhpeft.selection.evidential import VisiblePrecision
 from posthoc_bhpeft.selection.jackknife import guarded_precision, matched_precision
@@ -24,7 +24,8 @@ class MatchedPrecision(PriorRule):
        towards those of the trained model; it is what keeps an accurate network from being made
        unsure of itself.
 
-    In regression there are no log-odds, and `VisiblePrecision` is used.
+    In regression there are no log-odds, and with a label at every position of a text they would
+    take a backward pass each: there `VisiblePrecision` is used.
 
     Args:
         max_rows: Use at most about so many rows, evenly spread over the training data.
@@ -34,7 +35,7 @@ class MatchedPrecision(PriorRule):
 
     def choose(self, fit: LaplaceFit) -> PriorChoice:
         """The matched precision, raised by the guard."""
-        if isinstance(fit.likelihood, Gaussian):
+        if isinstance(fit.likelihood, Gaussian | Tokens):
             return VisiblePrecision().choose(fit)
         rows = spread(fit.training, self.max_rows, fit.evidence.n_rows)
         spectra = list(fit.spectra(rows, LogOdds()))

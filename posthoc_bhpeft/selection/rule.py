@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from posthoc_bhpeft.batches import Loader
 from posthoc_bhpeft.evidence import LaplaceEvidence
@@ -13,6 +13,7 @@ from posthoc_bhpeft.likelihood import Likelihood
 from posthoc_bhpeft.predictive.gradients import LabelGradients
 from posthoc_bhpeft.predictive.links import Link
 from posthoc_bhpeft.predictive.spectrum import CovarianceSpectrum
+from posthoc_bhpeft.shards import Shard
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class LaplaceFit:
         likelihood: Of the labels given outputs.
         spectra: Covariance spectra of batches, as a link needs them; one prediction's cost.
         gradients: Gradients of the label log-odds of batches; a backward pass a row.
-        training: The loader the curvature was fitted on.
+        training: The loader the curvature was fitted on; where several processes share the data,
+            this one's `Shard`, and spectra and gradients come from all.
     """
 
     evidence: LaplaceEvidence
@@ -59,7 +61,11 @@ class PriorRule(Protocol):
         ...
 
 
-def spread(loader: Loader, wanted: int, n_rows: int) -> list[Any]:
-    """Batches of a loader with about `wanted` of its `n_rows` rows, evenly spread over it."""
+def spread(loader: Loader, wanted: int, n_rows: int) -> Loader:
+    """Batches of a loader with about `wanted` of its `n_rows` rows, evenly spread over it.
+
+    Of one process's part, so many that all parts together have about `wanted`.
+    """
     step = max(round(n_rows / wanted), 1)
-    return list(itertools.islice(loader, 0, None, step))
+    chosen = list(itertools.islice(loader, 0, None, step))
+    return Shard(chosen) if isinstance(loader, Shard) else chosen
