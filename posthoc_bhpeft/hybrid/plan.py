@@ -244,7 +244,7 @@ def _select(
     if targets == "all-linear":
         matched = [name for name in modules if fits(modules[name])]
     else:
-        matched = [name for name in modules if _matches(name, targets)]
+        matched = [name for name in modules if matches(name, targets)]
     names = [name for name in matched if _is_allowed(name, config)]
     wrong = [name for name in names if not fits(modules[name])]
     if wrong:
@@ -265,14 +265,15 @@ def _select(
     return names
 
 
-def _matches(name: str, targets: Targets) -> bool:
+def matches(name: str, targets: Targets) -> bool:
+    """Whether targets, a list of name endings or one regular expression, name a module."""
     if isinstance(targets, str):
         return re.fullmatch(targets, name) is not None
     return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def _is_allowed(name: str, config: HybridConfig) -> bool:
-    if config.exclude_modules and _matches(name, config.exclude_modules):
+    if config.exclude_modules and matches(name, config.exclude_modules):
         return False
     parts = name.split(".")
     if any(_is_inside(parts, saved.split(".")) for saved in config.modules_to_save or ()):
