@@ -11,8 +11,11 @@ from posthoc_bhpeft.curvature import (
     EmpiricalFisher,
     Exact,
     KroneckerGGN,
+    Placed,
     RandomSigns,
+    Resume,
     Softened,
+    Subsample,
 )
 from posthoc_bhpeft.errors import BhpeftError
 from posthoc_bhpeft.hybrid import AdapterPlacement, HybridConfig, HybridModel
@@ -42,6 +45,7 @@ from posthoc_bhpeft.selection import (
     PriorRule,
     VisiblePrecision,
 )
+from posthoc_bhpeft.shards import Shard
 
 __all__ = [
     "KFAC",
@@ -75,14 +79,18 @@ __all__ = [
     "MarginalLikelihood",
     "MatchedPrecision",
     "MonteCarlo",
+    "Placed",
     "Posterior",
     "Prediction",
     "Predictive",
     "PriorRule",
     "Probit",
     "RandomSigns",
+    "Resume",
     "Sampled",
+    "Shard",
     "Softened",
+    "Subsample",
     "Tempered",
     "VisiblePrecision",
     "bayesianize",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from posthoc_bhpeft.blocks import Block, Observed, Product, find_products
 from posthoc_bhpeft.checkpoints import read_json, write_json
+from posthoc_bhpeft.curvature import Placed
 from posthoc_bhpeft.errors import BhpeftError, CheckpointError
 from posthoc_bhpeft.likelihood import Likelihood
 from posthoc_bhpeft.linalg import BlockOperator, check_structure, restored, structure_of
@@ -282,7 +283,7 @@ def read_posterior(
     weights: Mapping[str, Tensor],
 ) -> Posterior:
     """The posterior inside a record and its tensors, on the devices of the weights."""
-    products = read_products(blocks, record)
+    products, placed = read_products(blocks, record), is_placed(record["curvature"])
     entries = {**record["blocks"], **record.get("products", {})}
     prior_means = with_prefix(tensors, "prior_mean/")
     parts: tuple[Observed, ...] = (*blocks, *products)
@@ -295,14 +296,20 @@ def read_posterior(
     prior = GaussianPrior(
         {b.name: float(entries[b.name]["prior_precision"]) for b in blocks},
         {name: mean.to(weights[name]) for name, mean in prior_means.items()},
-        {n: read_operator(part, entries, tensors, like, "carried") for n, part in held.items()},
+        {
+            n: read_operator(part, entries, tensors, None if placed else like[n], "carried")
+            for n, part in held.items()
+        },
         blocks,
         {n: float(e["merge_error"]) for n, e in entries.items() if "merge_error" in e},
         tuple(product for product in products if product.name in held),
     )
     mean = {b.name: tensors[f"mean/{b.name}"].to(weights[b.name]) for b in blocks}
     prior = prior.linearized_at(mean)
-    curvature = {p.name: read_operator(p, entries, tensors, like, "curvature") for p in parts}
+    curvature = {
+        p.name: read_operator(p, entries, tensors, None if placed else like[p.name], "curvature")
+        for p in parts
+    }
     return Posterior(
         blocks,
         mean,
@@ -336,17 +343,27 @@ def read_operator(
     block: Observed,
     entries: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
-    like: Mapping[str, Tensor],
+    like: Tensor | None,
     place: str,
 ) -> BlockOperator:
-    """The operator of one block or product: `place` is "curvature" or "carried"."""
+    """The operator of one block or product: `place` is "curvature" or "carried".
+
+    It goes to the device and into the dtype of `like`, or stays on the CPU as it was saved.
+    """
     structure = entries[block.name]["structure" if place == "curvature" else place]
     # Copied: inside a file tensors are not aligned, and kernels then add up in another order.
     own = {
-        part: tensor.to(like[block.name], copy=True)
+        part: tensor.clone() if like is None else tensor.to(like, copy=True)
         for part, tensor in with_prefix(tensors, f"{place}/{block.name}/").items()
     }
     return restored(block.name, str(structure), own, block.shape[0])
+
+
+def is_placed(setting: Any) -> bool:
+    """Whether a saved estimator, or one inside it, keeps its factors apart from the model."""
+    if not isinstance(setting, dict):
+        return False
+    return setting.get("type") == Placed.__name__ or any(map(is_placed, setting.values()))
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

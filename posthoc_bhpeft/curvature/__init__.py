@@ -15,6 +15,7 @@ from posthoc_bhpeft.curvature.estimator import Accumulator, Curvature, FittedCur
 from posthoc_bhpeft.curvature.fit import fit_curvature
 from posthoc_bhpeft.curvature.kfac import KFAC
 from posthoc_bhpeft.curvature.kronecker import KroneckerGGN
+from posthoc_bhpeft.curvature.placed import Placed
 from posthoc_bhpeft.curvature.resuming import Keeper, Resume, check_repeatable
 from posthoc_bhpeft.curvature.subsample import Subsample, sampled
 
@@ -32,6 +33,7 @@ __all__ = [
     "FittedCurvature",
     "Keeper",
     "KroneckerGGN",
+    "Placed",
     "RandomSigns",
     "Resume",
     "Softened",
