@@ -43,7 +43,7 @@ from posthoc_bhpeft.likelihood import Categorical, Gaussian, Likelihood
 from posthoc_bhpeft.matching import check_same_everywhere, weights_digest
 from posthoc_bhpeft.memory import check_memory, explaining_memory
 from posthoc_bhpeft.posterior import Posterior, decompose, read_weights
-from posthoc_bhpeft.predictive import Linearized, LogOdds
+from posthoc_bhpeft.predictive import Linearized, Link, LogOdds, Tangent
 from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.progress import track
 from posthoc_bhpeft.selection import HeldOut, LaplaceFit, LeaveOneOut, Passes, PriorRule
@@ -106,7 +106,7 @@ def bayesianize(
         ProcessError: If another process failed.
     """
     earlier, rule = split_prior(prior)
-    usual = predictive or Linearized()
+    usual = predictive or usual_predictive(likelihood)
     data, rule = own_part(loader), with_own_part(rule)
     processes = processes_of(data)
     with processes.together():
@@ -155,8 +155,13 @@ def bayesianize(
         noisy = evidence.at_noise(choice.noise_variance)
         posterior = posterior.at_noise(choice.noise_variance, noisy.log_likelihood)
     reason = choice.reason if earlier is None else f"{describe_carried(posterior)} {choice.reason}"
-    usual = predictive or Linearized(choice.link or LogOdds())
+    usual = predictive or usual_predictive(likelihood, choice.link)
     return BayesianPeft(model, posterior, likelihood, usual, curvature, reason, processes=processes)
+
+
+def usual_predictive(likelihood: Likelihood, link: Link | None = None) -> Predictive:
+    """The predictive where nobody asks for another, with the link that a prior rule found."""
+    return Tangent() if likelihood.positions else Linearized(link or LogOdds())
 
 
 def with_own_part(rule: PriorRule | None) -> PriorRule | None:

@@ -160,7 +160,8 @@ class BayesianPeft:
             check_role("predictive", chosen)
             prediction = chosen.predict(self.model, self.posterior, self.likelihood, inputs)
         reviewed = prediction if rule is None else rule.apply(prediction)
-        return reviewed.with_labels(labels)
+        own = None if labels is None else self.likelihood.aligned(labels)
+        return reviewed.with_labels(own)
 
     def rule_for(self, predictive: Predictive | None) -> ReviewRule:
         """The rule for review, unless it was made with another predictive.

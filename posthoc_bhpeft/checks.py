@@ -22,6 +22,7 @@ from posthoc_bhpeft.errors import ConfigError, ModelError
 from posthoc_bhpeft.likelihood import Likelihood
 from posthoc_bhpeft.memory import explaining_memory
 from posthoc_bhpeft.shards import processes_of
+from posthoc_bhpeft.tasks import base_of
 
 ROLES = {
     "likelihood": ("nll", "Categorical()"),
@@ -128,10 +129,12 @@ def check_data(
         How many rows have a label, over all processes.
 
     Raises:
+        ConfigError: If the likelihood takes labels at other positions than the model does.
         DataError: If the loader is empty or read-once, or labels are missing or do not fit.
         NonFiniteError: If the outputs are NaN or infinite.
         ProcessError: If another process failed.
     """
+    check_shift(model, likelihood)
     device = device_of(model)
     first: list[Tensor] = []
 
@@ -150,6 +153,26 @@ def check_data(
     summary = LabelSummary(sum(p.n_rows for p in parts), sum(p.n_ignored for p in parts))
     check_labelled(summary, name)
     return summary
+
+
+def check_shift(model: nn.Module, likelihood: Likelihood) -> None:
+    """Raise if labels at every position would be judged by the output before or after theirs.
+
+    Raises:
+        ConfigError: Naming the likelihood that is meant.
+    """
+    name, moved = type(base_of(model)).__name__, getattr(likelihood, "shift", None)
+    causal = name.endswith(("ForCausalLM", "LMHeadModel"))
+    other = name.endswith(("ForTokenClassification", "ForConditionalGeneration"))
+    if moved is False and causal:
+        raise ConfigError(
+            f"{name} predicts the next token, and its labels are its input ids, not yet shifted. "
+            "Pass likelihood=Tokens(shift=True)."
+        )
+    if moved is True and other:
+        raise ConfigError(
+            f"{name} has a label for every output, in its place. Pass likelihood=Tokens()."
+        )
 
 
 def as_long_as(outputs: Tensor, labels: Tensor) -> Tensor:

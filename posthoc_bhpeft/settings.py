@@ -24,7 +24,7 @@ from posthoc_bhpeft.curvature import (
     Subsample,
 )
 from posthoc_bhpeft.errors import CheckpointError
-from posthoc_bhpeft.likelihood import Bernoulli, Categorical, Gaussian
+from posthoc_bhpeft.likelihood import Bernoulli, Categorical, Gaussian, Tokens
 from posthoc_bhpeft.predictive import (
     MAP,
     LaplaceBridge,
@@ -33,6 +33,7 @@ from posthoc_bhpeft.predictive import (
     MonteCarlo,
     Probit,
     Sampled,
+    Tangent,
     Tempered,
 )
 
@@ -59,7 +60,9 @@ SETTINGS: tuple[type, ...] = (
     Sampled,
     Softened,
     Subsample,
+    Tangent,
     Tempered,
+    Tokens,
 )
 
 

@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("carrying", "saving"),
     ("card", "checks"),
     ("bayesian",),
-    ("api",),
+    ("api", "generation"),
     ("audit", "data", "interop", "merging", "rivals", "training"),
     ("streams",),
     ("",),

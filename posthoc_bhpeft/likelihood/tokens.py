@@ -105,8 +105,8 @@ class Tokens(Likelihood):
         raise ConfigError(
             "The covariance of all outputs of a text would take a backward pass for each class at "
             "each position, so Linearized() and HeldOut() are not for Tokens(). Leave predictive= "
-            "out or pass Sampled(); for the prior MatchedTokens(), MarginalLikelihood() or "
-            "FixedPrecision(value)."
+            "and prior= out, or pass Tangent() or Sampled(), and VisiblePrecision(), "
+            "MarginalLikelihood() or FixedPrecision(value)."
         )
 
     def counted(self, labels: Tensor) -> Tensor:

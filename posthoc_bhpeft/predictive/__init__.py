@@ -11,6 +11,7 @@ from posthoc_bhpeft.predictive.links import (
 )
 from posthoc_bhpeft.predictive.prediction import Prediction
 from posthoc_bhpeft.predictive.sampled import MAP, Sampled
+from posthoc_bhpeft.predictive.tangent import Tangent
 
 __all__ = [
     "MAP",
@@ -22,6 +23,7 @@ __all__ = [
     "Prediction",
     "Probit",
     "Sampled",
+    "Tangent",
     "Tempered",
     "projected_jacobian",
 ]

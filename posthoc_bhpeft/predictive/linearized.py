@@ -66,7 +66,7 @@ class Linearized:
         """
         device = device_of(model)
         with evaluating(model), engine(model, posterior.blocks) as tape:
-            outputs = forward(model, move(inputs, device))
+            outputs = forward(model, move(inputs, device), positions=likelihood.positions)
             directions, complete = self.output_directions(likelihood, outputs.detach())
             deviations = {
                 block.name: posterior.variances(block).sqrt().to(outputs.dtype)

@@ -136,10 +136,7 @@ class LogOdds(Link):
     """
 
     def softmax(self, mean: Tensor, covariance: Tensor) -> Tensor:
-        margin, variance = self.margin(mean), self.variance(mean, covariance)
-        best = mean.argmax(-1, keepdim=True)
-        top = confidence(margin, variance).unsqueeze(-1)
-        return (other_classes(mean) * (1 - top)).scatter(-1, best, top)
+        return self.softened(mean, self.variance(mean, covariance))
 
     def sigmoid(self, mean: Tensor, variance: Tensor) -> Tensor:
         return Probit().sigmoid(mean, variance)
@@ -148,12 +145,24 @@ class LogOdds(Link):
         return F.normalize(self.gradient(mean), dim=-1)
 
     def information(self, mean: Tensor, covariance: Tensor) -> Tensor:
+        return self.information_at(mean, self.variance(mean, covariance))
+
+    @staticmethod
+    def softened(mean: Tensor, variance: Tensor) -> Tensor:
+        """Probabilities `(N, C)` where the log-odds have variance `v`, `(N,)`."""
+        best = mean.argmax(-1, keepdim=True)
+        top = confidence(LogOdds.margin(mean), variance).unsqueeze(-1)
+        return (other_classes(mean) * (1 - top)).scatter(-1, best, top)
+
+    @staticmethod
+    def information_at(mean: Tensor, variance: Tensor) -> Tensor:
+        """`information` where the log-odds have variance `v`, `(N,)`."""
         # The other classes share what is left in fixed proportions, so only the binary part counts.
-        margin, deviation = self.margin(mean), self.variance(mean, covariance).sqrt()
+        margin, deviation = LogOdds.margin(mean), variance.sqrt()
         nodes, weights = np.polynomial.hermite_e.hermegauss(32)
         points = torch.as_tensor(nodes, dtype=torch.float64, device=mean.device)
         share = torch.as_tensor(weights / weights.sum(), device=mean.device)
-        each = (margin.double()[:, None] + deviation.double()[:, None] * points).sigmoid()
+        each = (margin.double()[..., None] + deviation.double()[..., None] * points).sigmoid()
         expected = binary_entropy(each @ share)
         return (expected - binary_entropy(each) @ share).clamp_min(0).to(mean)
 

@@ -9,12 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posthoc_bhpeft.batches import IGNORED
 from posthoc_bhpeft.errors import DataError
 
 
 @dataclass(frozen=True)
 class Prediction:
     """Predictions for `N` rows. All entropies are in nats.
+
+    With labels at every position of a text (`likelihood=Tokens()`) every column has an axis `T`
+    after the first, and `mask` says which positions are no padding.
 
     Attributes:
         logits: Outputs `(N, C)` at the trained weights: logits, or the mean in regression.
@@ -29,6 +33,7 @@ class Prediction:
         multilabel: Whether the outputs are independent yes-or-no answers.
         review: `(N,)`, whether a row should go to a human, where a `ReviewRule` was applied.
         sets: `(N, C)`, the classes of each row's prediction set, where the rule makes sets.
+        mask: `(N, T)`, the positions that count; `None` where a row is no text of positions.
     """
 
     logits: Tensor
@@ -41,6 +46,7 @@ class Prediction:
     multilabel: bool = False
     review: Tensor | None = None
     sets: Tensor | None = None
+    mask: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -66,6 +72,20 @@ class Prediction:
         }
         return replace(self, **moved)
 
+    def at_positions(self) -> Prediction:
+        """Every position that counts as a row of its own: `R` rows for any metric, plot or rule.
+
+        Left out are padding and, where there are labels, positions without one.
+
+        Raises:
+            DataError: If the prediction is not about positions.
+        """
+        if self.mask is None:
+            raise DataError("This prediction has one row a text already; use it as it is.")
+        counts = self.mask if self.labels is None else self.mask & (self.labels != IGNORED)
+        rows = {n: None if c is None else c[counts] for n, c in self.columns().items()}
+        return Prediction(**{**rows, "mask": None}, multilabel=self.multilabel)  # type: ignore[arg-type]
+
     def columns(self) -> dict[str, Tensor | None]:
         """Every tensor by field name, each with one entry a row."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "multilabel"}
@@ -83,5 +103,16 @@ class Prediction:
         for name in parts[0].columns():
             column = [part.columns()[name] for part in parts]
             present = [tensor for tensor in column if tensor is not None]
+            if parts[0].mask is not None:
+                present = equally_long(present, IGNORED if name == "labels" else 0)
             joined[name] = torch.cat(present) if len(present) == len(column) else None
         return cls(**joined, multilabel=parts[0].multilabel)
+
+
+def equally_long(columns: Sequence[Tensor], padding: int) -> list[Tensor]:
+    """Columns `(N, T, ...)` of different lengths `T`, each filled up to the longest at its end."""
+    longest = max((column.shape[1] for column in columns), default=0)
+    return [
+        torch.cat([c, c.new_full((len(c), longest - c.shape[1], *c.shape[2:]), padding)], 1)
+        for c in columns
+    ]

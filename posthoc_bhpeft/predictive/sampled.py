@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from posthoc_bhpeft.batches import Inputs, device_of, evaluating, forward, move
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.likelihood import Likelihood
 from posthoc_bhpeft.posterior import Posterior, as_parameters
+from posthoc_bhpeft.predictive.mixture import Mixture
+from posthoc_bhpeft.predictive.positions import counted_positions
 from posthoc_bhpeft.predictive.prediction import Prediction
-from posthoc_bhpeft.predictive.uncertainty import predict_draws, predict_point
+from posthoc_bhpeft.predictive.uncertainty import predict_draws, predict_mixture, predict_point
 
 
 @dataclass(frozen=True)
@@ -40,17 +43,21 @@ class Sampled:
         self, model: nn.Module, posterior: Posterior, likelihood: Likelihood, inputs: Inputs
     ) -> Prediction:
         """Predict one batch; the model's own weights are never overwritten."""
-        inputs = move(inputs, device_of(model))
-        generator = torch.Generator().manual_seed(self.seed)
-        draws = []
+        inputs, positions = move(inputs, device_of(model)), likelihood.positions
         with evaluating(model), torch.no_grad():
-            outputs = forward(model, inputs)
-            for _ in range(self.samples):
-                drawn = posterior.sample(1, generator)
-                weights = {name: matrix[0] for name, matrix in drawn.items()}
-                parameters = as_parameters(model, posterior.blocks, weights)
-                draws.append(forward_with(model, parameters, inputs))
-        return predict_draws(likelihood, outputs, torch.stack(draws))
+            outputs = forward(model, inputs, positions=positions)
+            draws = self.draws(model, posterior, inputs, positions=positions)
+            if not positions:
+                return predict_draws(likelihood, outputs, torch.stack(list(draws)))
+            mixture = Mixture.of(draws)
+        return predict_mixture(outputs, mixture, counted_positions(model, inputs, outputs))
+
+    def draws(
+        self, model: nn.Module, posterior: Posterior, inputs: Inputs, *, positions: bool
+    ) -> Iterator[Tensor]:
+        """Outputs at one draw of the weights after another."""
+        for parameters in drawn_parameters(model, posterior, self.samples, self.seed):
+            yield forward_with(model, parameters, inputs, positions=positions)
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,24 @@ class MAP:
         self, model: nn.Module, posterior: Posterior, likelihood: Likelihood, inputs: Inputs
     ) -> Prediction:
         """Predict one batch."""
+        inputs = move(inputs, device_of(model))
         with evaluating(model), torch.no_grad():
-            return predict_point(likelihood, forward(model, move(inputs, device_of(model))))
+            outputs = forward(model, inputs, positions=likelihood.positions)
+        point = predict_point(likelihood, outputs)
+        if not likelihood.positions:
+            return point
+        return replace(point, mask=counted_positions(model, inputs, outputs))
+
+
+def drawn_parameters(
+    model: nn.Module, posterior: Posterior, samples: int, seed: int
+) -> Iterator[dict[str, Tensor]]:
+    """Parameters by name, one draw from the posterior after another; the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(samples):
+        drawn = posterior.sample(1, generator)
+        weights = {name: matrix[0] for name, matrix in drawn.items()}
+        yield as_parameters(model, posterior.blocks, weights)
 
 
 class Substituted(nn.Module):
@@ -79,6 +102,8 @@ class Substituted(nn.Module):
         return torch.func.functional_call(model, parameters, args, kwargs)
 
 
-def forward_with(model: nn.Module, parameters: dict[str, Tensor], inputs: Inputs) -> Tensor:
-    """Outputs `(N, C)` of the model at other weights."""
-    return forward(Substituted(model, parameters), inputs)
+def forward_with(
+    model: nn.Module, parameters: dict[str, Tensor], inputs: Inputs, *, positions: bool = False
+) -> Tensor:
+    """Outputs `(N, C)`, or `(N, T, C)` with positions, of the model at other weights."""
+    return forward(Substituted(model, parameters), inputs, positions=positions)

@@ -150,7 +150,7 @@ def labelled_batches(
             inputs, labels = split_batch(batch)
             if labels is None:
                 raise DataError("A batch without labels came up while choosing the prior.")
-            outputs = forward(model, move(inputs, device))
+            outputs = forward(model, move(inputs, device), positions=likelihood.positions)
             # With a device_map the outputs may lie elsewhere than the inputs.
             labels = labels.to(outputs.device)
             keep = labelled_rows(labels)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from posthoc_bhpeft.likelihood import Bernoulli, Gaussian, Likelihood
 from posthoc_bhpeft.predictive.links import Link, MonteCarlo, binary_entropy, entropy
+from posthoc_bhpeft.predictive.mixture import Mixture
 from posthoc_bhpeft.predictive.prediction import Prediction
 
 
@@ -88,6 +89,18 @@ def predict_draws(likelihood: Likelihood, outputs: Tensor, draws: Tensor) -> Pre
         epistemic,
         multilabel=isinstance(likelihood, Bernoulli),
     )
+
+
+def predict_mixture(outputs: Tensor, mixture: Mixture, mask: Tensor) -> Prediction:
+    """Predictions at every position, from a mixture over weights; `outputs` at the mean.
+
+    Args:
+        outputs: `(N, T, C)`.
+        mixture: Over the same shape.
+        mask: `(N, T)`, the positions that count.
+    """
+    total, epistemic = mixture.total, mixture.epistemic
+    return Prediction(outputs, mixture.mean, None, total, total - epistemic, epistemic, mask=mask)
 
 
 def predict_point(likelihood: Likelihood, outputs: Tensor) -> Prediction:
