@@ -165,10 +165,11 @@ def load_adapter(
             not found.
     """
     # Importing our tuner registers it: peft cannot read a hybrid checkpoint otherwise.
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from safetensors import SafetensorError
 
     import posthoc_bhpeft.hybrid  # noqa: F401
+    from posthoc_bhpeft.blocks.prompts import thaw_prompt
 
     path = checkpoint_folder(folder)
     config = read_json(path / ADAPTER_FILE)
@@ -188,7 +189,13 @@ def load_adapter(
         has_own = (path / "tokenizer_config.json").is_file()
         model.config.pad_token_id = load_tokenizer(path if has_own else recorded).pad_token_id
     try:
-        tuned = PeftModel.from_pretrained(model, str(path), adapter_name=adapter, is_trainable=True)
+        # peft loads a prompt or a prefix frozen only.
+        frozen = PeftConfig.from_pretrained(str(path)).is_prompt_learning
+        tuned = PeftModel.from_pretrained(
+            model, str(path), adapter_name=adapter, is_trainable=not frozen
+        )
+        if frozen:
+            thaw_prompt(tuned)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             f"The adapter in {str(path)!r} could not be put onto {recorded!r}: {error}. Its files "

@@ -6,10 +6,11 @@ Everything later (curvature, posterior, predictive) sees blocks and per-sample g
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,14 @@ class Observation:
     def gradient(self) -> Tensor:
         """Per-sample gradient of the block, `(N, p, q)`."""
         return self.rows.transpose(1, 2) @ self.columns
+
+    def grouped(self, n_rows: int) -> Observation:
+        """Texts of one row, `(N k, T, .)`, as more positions of it, `(N, k T, .)`: they add up."""
+        if len(self.rows) == n_rows:
+            return self
+        rows = self.rows.reshape(n_rows, -1, self.rows.shape[-1])
+        columns = self.columns.reshape(n_rows, -1, self.columns.shape[-1])
+        return Observation(rows, columns, self.factored)
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,30 @@ class Tap(Protocol):
         ...
 
 
+class ModuleTap(ABC):
+    """A tap that reads its module too: the weight behind a learnt scale, say.
+
+    Blocks are plain data that outlive their model, so the module comes with the call.
+    """
+
+    @abstractmethod
+    def observe(
+        self, module: nn.Module, module_input: Tensor, cotangent: Tensor, n_rows: int
+    ) -> Observation:
+        """Observe one call; see `Tap`."""
+
+
+class Site(Protocol):
+    """A tensor that a module is given: where a gradient has a batch axis before the module runs.
+
+    Sites are compared and hashed: make them frozen dataclasses.
+    """
+
+    def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """The tensor among the arguments of a call."""
+        ...
+
+
 @dataclass(frozen=True)
 class Block:
     """A matrix view of (part of) a trainable tensor.
@@ -95,6 +128,7 @@ class Block:
         module: Path of the module whose call is tapped.
         view: The matrix inside the parameter.
         tap: How a call of the module is observed.
+        site: What the gradient is taken at, where it is not the module's output.
     """
 
     name: str
@@ -102,7 +136,8 @@ class Block:
     parameter: str
     module: str
     view: MatrixView
-    tap: Tap
+    tap: Tap | ModuleTap
+    site: Site | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

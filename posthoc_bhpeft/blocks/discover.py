@@ -5,20 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from posthoc_bhpeft.blocks.adalora import adalora_blocks
 from posthoc_bhpeft.blocks.block import Block, Recognizer
-from posthoc_bhpeft.blocks.hidden import check_adapters_visible
+from posthoc_bhpeft.blocks.conv1d import conv1d_blocks
+from posthoc_bhpeft.blocks.dora import dora_blocks
+from posthoc_bhpeft.blocks.embedding import lora_embedding_blocks, trained_token_blocks
+from posthoc_bhpeft.blocks.hidden import check_adapters_visible, inactive_tensors, tuner_family
+from posthoc_bhpeft.blocks.ia3 import ia3_blocks
 from posthoc_bhpeft.blocks.linear import linear_blocks
-from posthoc_bhpeft.blocks.norm import layer_norm_blocks
+from posthoc_bhpeft.blocks.norm import layer_norm_blocks, rms_norm_blocks
 from posthoc_bhpeft.blocks.prefix import hybrid_prefix_blocks, peft_prefix_blocks
+from posthoc_bhpeft.blocks.prompt import prompt_blocks
+from posthoc_bhpeft.blocks.prompts import check_prompts
+from posthoc_bhpeft.blocks.targeted import target_parameter_blocks
+from posthoc_bhpeft.blocks.vera import vera_blocks
 from posthoc_bhpeft.errors import ModelError, NothingTrainableError, UnclaimedParameterError
 
 DEFAULT_RECOGNIZERS: tuple[Recognizer, ...] = (
     linear_blocks,
     hybrid_prefix_blocks,
     peft_prefix_blocks,
+    prompt_blocks,
     layer_norm_blocks,
+    rms_norm_blocks,
+    conv1d_blocks,
+    lora_embedding_blocks,
+    trained_token_blocks,
+    target_parameter_blocks,
+    dora_blocks,
+    adalora_blocks,
+    ia3_blocks,
+    vera_blocks,
 )
 
 
@@ -26,6 +46,9 @@ def discover(
     model: nn.Module, recognizers: Sequence[Recognizer] = DEFAULT_RECOGNIZERS
 ) -> tuple[Block, ...]:
     """Find every trainable tensor of a model as `(p, q)` blocks.
+
+    Adapters that are loaded but not active are left out. What a module has claimed is not offered
+    to those inside it, since a container knows how its parts are used.
 
     Args:
         model: A fine-tuned model; what requires a gradient is what is bayesianized.
@@ -42,28 +65,40 @@ def discover(
         ModelError: If a tensor is claimed twice, or shared by two modules.
     """
     check_adapters_visible(model)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+    check_prompts(model)
+    left = set(learnt_parameters(model, remove_duplicate=False))
+    if not left:
         raise NothingTrainableError(
             "No tensor of the model requires a gradient, so there is nothing to be uncertain "
             "about. Load the adapter with is_trainable=True, or wrap the model with get_peft_model "
             "first; after merge_and_unload() there is no adapter any more."
-            + describe_frozen_prefix(model)
         )
-    blocks = tuple(
-        block
-        for path, module in model.named_modules()
-        for recognize in recognizers
-        for block in recognize(path, module)
-    )
+    blocks: list[Block] = []
+    for path, module in model.named_modules():
+        found = [block for recognize in recognizers for block in recognize(path, module)]
+        blocks += [block for block in found if block.parameter in left]
+        left -= {block.parameter for block in found}
     check_coverage(model, blocks)
-    return blocks
+    return tuple(blocks)
+
+
+def learnt_parameters(
+    model: nn.Module, *, remove_duplicate: bool = True
+) -> dict[str, nn.Parameter]:
+    """Every parameter that requires a gradient and does not belong to an inactive adapter."""
+    inactive = inactive_tensors(model)
+    return {
+        name: tensor
+        for name, tensor in model.named_parameters(remove_duplicate=remove_duplicate)
+        if tensor.requires_grad and id(tensor) not in inactive
+    }
 
 
 def check_coverage(model: nn.Module, blocks: Sequence[Block]) -> None:
     """Raise unless blocks cover each element of each trainable tensor exactly once."""
     every_name = dict(model.named_parameters(remove_duplicate=False))
     check_not_shared(every_name, blocks)
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trainable = learnt_parameters(model)
     counts = {name: torch.zeros(p.shape, dtype=torch.int32) for name, p in trainable.items()}
     for block in blocks:
         one = torch.ones(block.shape, dtype=torch.int32)
@@ -99,42 +134,28 @@ def describe_unclaimed(
     model: nn.Module, names: Sequence[str], trainable: dict[str, nn.Parameter]
 ) -> str:
     """The message of `UnclaimedParameterError`: what is left, and the ways out."""
-    shown = [
-        f"  {name} {tuple(trainable[name].shape)} in {type(owner(model, name)).__name__}"
-        for name in names[:8]
-    ]
-    if len(names) > 8:
-        shown.append(f"  ... and {len(names) - 8} more")
+    shown = [f"  {name} {tuple(trainable[name].shape)} in {owner(model, name)}" for name in names]
+    if len(shown) > 8:
+        shown[8:] = [f"  ... and {len(names) - 8} more"]
     plural = "tensor is" if len(names) == 1 else "tensors are"
-    hint = ""
-    projected = any(getattr(module, "prefix_projection", False) for module in model.modules())
-    if projected and any("prompt_encoder" in name for name in names):
-        hint = (
-            "\nThis is prefix tuning with prefix_projection=True, whose network only helps "
-            "training. Save the adapter and load it again: it then holds plain keys and values."
-            + FROZEN_PREFIX
-        )
     return (
-        f"{len(names)} trainable {plural} in no block:\n" + "\n".join(shown) + hint + "\n"
-        "Supported: linear layers (LoRA, adapters, heads), prefix keys and values, LayerNorm. "
-        "Freeze the rest with requires_grad_(False), or pass a recognizer (docs/extending.md)."
+        f"{len(names)} trainable {plural} in no block:\n" + "\n".join(shown) + "\n"
+        "What has blocks is listed in docs/support.md. Freeze the rest with requires_grad_(False), "
+        "which leaves its uncertainty out, train with a method that is listed, or pass a "
+        "recognizer of your own (docs/extending.md)."
     )
 
 
-FROZEN_PREFIX = (
-    " peft loads a prefix frozen and refuses is_trainable=True for it; thaw it with\n"
-    "  config = model.active_peft_config; config.inference_mode = False\n"
-    "  encoder = model.prompt_encoder[model.active_adapter]; encoder.requires_grad_(True)\n"
-    "  encoder.prefix_projection = False"
-)
-
-
-def describe_frozen_prefix(model: nn.Module) -> str:
-    """How to thaw peft's prompt encoder, if the model has one."""
-    return FROZEN_PREFIX if hasattr(model, "prompt_encoder") else ""
-
-
-def owner(model: nn.Module, parameter: str) -> nn.Module:
-    """The module that holds a parameter."""
+def owner(model: nn.Module, parameter: str) -> str:
+    """The class of the layer that holds a parameter, and of the peft layer around it."""
     path, _, _ = parameter.rpartition(".")
-    return model.get_submodule(path)
+    module = model.get_submodule(path)
+    while isinstance(module, nn.ModuleDict | nn.ParameterDict):
+        path, _, _ = path.rpartition(".")
+        module = model.get_submodule(path)
+    tuners = [
+        tuner_family(layer).__name__
+        for above, layer in model.named_modules()
+        if isinstance(layer, BaseTunerLayer) and f"{path}.".startswith(f"{above}.")
+    ]
+    return " of peft's ".join([type(module).__name__, *tuners[-1:]])

@@ -6,10 +6,28 @@ the LoRA, and `save_pretrained` drops it; its uncertainty would silently be left
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from peft import PeftModel
+from peft.tuners.ia3 import IA3Layer
+from peft.tuners.ln_tuning.layer import LNTuningLayer
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.vera import VeraLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from posthoc_bhpeft.errors import HiddenAdapterError
+from posthoc_bhpeft.hybrid.layer import HybridLayer
+
+WITH_BLOCKS = (
+    LoraLayer,
+    IA3Layer,
+    VeraLayer,
+    LNTuningLayer,
+    HybridLayer,
+)
+"""Layers that have blocks. To freeze any other is the way out that `discover` names."""
 
 
 def check_adapters_visible(model: nn.Module) -> None:
@@ -43,7 +61,7 @@ def check_not_frozen(layers: dict[str, BaseTunerLayer]) -> None:
     for path, layer in layers.items():
         tensors = active_tensors(layer)
         family = tuner_family(layer)
-        if tensors:
+        if tensors and issubclass(family, WITH_BLOCKS):
             by_type.setdefault(family, []).append(path)
         if any(tensor.requires_grad for tensor in tensors):
             trainable.add(family)
@@ -61,15 +79,36 @@ def check_not_frozen(layers: dict[str, BaseTunerLayer]) -> None:
 def active_tensors(layer: BaseTunerLayer) -> list[nn.Parameter]:
     """Parameters of a tuner layer that belong to its active adapters."""
     active = set(layer.active_adapters)
-    containers = (getattr(layer, name, None) for name in layer.adapter_layer_names)
-    return [
-        parameter
-        for container in containers
-        if isinstance(container, (nn.ModuleDict, nn.ParameterDict))
-        for adapter, item in container.items()
-        if adapter in active
-        for parameter in ([item] if isinstance(item, nn.Parameter) else item.parameters())
-    ]
+    return [tensor for adapter, tensor in adapter_tensors(layer) if adapter in active]
+
+
+def adapter_tensors(
+    layer: BaseTunerLayer | AuxiliaryTrainingWrapper,
+) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of a layer with the adapter that each belongs to."""
+    for name in layer.adapter_layer_names:
+        container = getattr(layer, name, None)
+        if isinstance(container, (nn.ModuleDict, nn.ParameterDict)):
+            for adapter, item in container.items():
+                for tensor in [item] if isinstance(item, nn.Parameter) else item.parameters():
+                    yield adapter, tensor
+
+
+def inactive_tensors(model: nn.Module) -> set[int]:
+    """Identities of parameters of adapters that are loaded but not active, heads included.
+
+    peft may leave them trainable; they take no part in what the model computes.
+    """
+    found: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            active = set(module.active_adapters)
+            found |= {id(t) for adapter, t in adapter_tensors(module) if adapter not in active}
+        if isinstance(module, PeftModel):
+            for adapter, encoder in getattr(module, "prompt_encoder", nn.ModuleDict()).items():
+                if adapter != module.active_adapter:
+                    found |= {id(tensor) for tensor in encoder.parameters()}
+    return found
 
 
 def tuner_family(layer: BaseTunerLayer) -> type:

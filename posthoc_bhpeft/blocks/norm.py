@@ -1,16 +1,19 @@
-"""Blocks of `nn.LayerNorm`: scale and shift, for LN tuning and modules saved whole."""
+"""Blocks of normalisations: scale and shift, for LN tuning and for modules saved whole."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posthoc_bhpeft.blocks.block import (
     Block,
     MatrixView,
+    ModuleTap,
     Observation,
     by_row,
     join,
@@ -33,6 +36,21 @@ def layer_norm_blocks(path: str, module: nn.Module) -> Iterator[Block]:
         yield Block(name, kind_of(path), name, path, view, observe_bias)
 
 
+def rms_norm_blocks(path: str, module: nn.Module) -> Iterator[Block]:
+    """Scale `(p, 1)` of a root-mean-square normalisation, where trainable.
+
+    Every family of transformers has a class of its own, named `...RMSNorm` but for T5's, and some
+    multiply by `1 + w`; they share one vector and nothing else that could be trained.
+    """
+    named = type(module).__name__.endswith("RMSNorm") or type(module).__name__ == "T5LayerNorm"
+    weight = dict(module.named_parameters()).get("weight")
+    if not named or weight is None or weight.dim() != 1 or len(list(module.parameters())) != 1:
+        return
+    if weight.requires_grad:
+        name = join(path, "weight")
+        yield Block(name, kind_of(path), name, path, MatrixView((len(weight), 1)), RMSNormScale())
+
+
 @dataclass(frozen=True)
 class NormScale:
     """`G_n = sum_t g_nt * z_nt` with `z` the input normalised to mean 0 and variance 1."""
@@ -43,3 +61,26 @@ class NormScale:
         normalised = F.layer_norm(module_input, module_input.shape[-1:], eps=self.eps)
         rows = by_row(cotangent * normalised, n_rows)
         return Observation(rows, ones_like_positions(rows))
+
+
+@dataclass(frozen=True)
+class RMSNormScale(ModuleTap):
+    """`G_n = sum_t g_nt * (f(x_nt; 1) - f(x_nt; 0))`, where `f(x; w)` is affine in each `w_i`.
+
+    The difference is the normalised input, with the class's own epsilon and in its own precision.
+    """
+
+    def observe(
+        self, module: nn.Module, module_input: Tensor, cotangent: Tensor, n_rows: int
+    ) -> Observation:
+        one, none = (run_with_scale(module, module_input, value) for value in (1.0, 0.0))
+        rows = by_row(cotangent * (one - none).to(cotangent), n_rows)
+        return Observation(rows, ones_like_positions(rows))
+
+
+def run_with_scale(module: nn.Module, inputs: Tensor, value: float) -> Tensor:
+    """The output of a normalisation with every scale at `value`, on a copy without hooks."""
+    replica, weight = copy.copy(module), module.get_parameter("weight")
+    vars(replica)["_parameters"] = {"weight": torch.full_like(weight, value)}
+    found: Tensor = replica.forward(inputs)
+    return found

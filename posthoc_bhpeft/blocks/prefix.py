@@ -1,21 +1,24 @@
 """Blocks of prefix keys and values: ours (`PrefixKV`) and those of peft's prefix tuning.
 
-Both produce a tensor that already has a batch axis, by `expand` or by an embedding look-up of the
-same virtual tokens in every row. The gradient at that tensor is the per-sample gradient, so a
-block is `(T, D)`: virtual tokens by (heads times head dimension). Tokens are *not* treated as
-independent rows: one `T x T (x) D x D` term a layer and K or V.
+Both produce a tensor that already has a batch axis, the same virtual tokens in every row. The
+gradient at that tensor is the per-sample gradient, so a block is `(T, D)`: virtual tokens by (heads
+times head dimension). Tokens are *not* treated as independent rows: one `T x T (x) D x D` term a
+layer and K or V.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel, PeftType
 from torch import Tensor, nn
 
 from posthoc_bhpeft.blocks.block import Block, Kind, MatrixView, Observation, by_row, join
+from posthoc_bhpeft.errors import ModelError
 from posthoc_bhpeft.hybrid import PrefixKV
 
 
@@ -43,44 +46,60 @@ class ExpandedKeyValue:
 
 
 def peft_prefix_blocks(path: str, module: nn.Module) -> Iterator[Block]:
-    """Keys and values of peft's prefix tuning: per layer two column blocks of one embedding.
+    """Keys and values of peft's active prefix: per layer two column blocks of one embedding.
 
-    With `prefix_projection=True` there is a reparametrising network whose weights are a training
-    device; those stay unclaimed, and `discover` says what to do.
+    The embedding is laid out as `(T, layers, key or value, D)`, and peft hands the model a cache
+    made of it, a copy a row: the blocks are taped there.
     """
     if not isinstance(module, PeftModel):
         return
-    for adapter, config in module.peft_config.items():
-        if config.peft_type != PeftType.PREFIX_TUNING:
-            continue
-        site = f"prompt_encoder.{adapter}.embedding"
-        projected = getattr(module.get_submodule(f"prompt_encoder.{adapter}"), "transform", None)
-        weight = module.get_parameter(f"{site}.weight")
-        if projected is None and weight.requires_grad:
-            yield from embedding_columns(join(path, site), weight, config.num_layers)
-
-
-def embedding_columns(site: str, weight: Tensor, n_layers: int) -> Iterator[Block]:
-    """Blocks `(T, D)` of a prefix embedding laid out as `(T, layers, key or value, D)`."""
-    tokens, total = weight.shape
-    width = total // (2 * n_layers)
-    parameter = join(site, "weight")
-    for index in range(2 * n_layers):
+    config = module.active_peft_config
+    if config.peft_type != PeftType.PREFIX_TUNING:
+        return
+    inside = f"prompt_encoder.{module.active_adapter}.embedding.weight"
+    weight, parameter = module.get_parameter(inside), join(path, inside)
+    base = join(path, cached_module(module))
+    width = weight.shape[1] // (2 * config.num_layers)
+    for index in range(2 * config.num_layers if weight.requires_grad else 0):
         columns = slice(index * width, (index + 1) * width)
-        view = MatrixView((tokens, width), (slice(None), columns))
-        label = f"layer {index // 2} {'value' if index % 2 else 'key'}"
-        name = f"{parameter}[{label}]"
-        yield Block(name, Kind.PREFIX, parameter, site, view, LookedUpColumns(columns))
+        view = MatrixView((len(weight), width), (slice(None), columns))
+        site = CachedState(index // 2, "values" if index % 2 else "keys")
+        name = f"{parameter}[layer {site.layer} {site.part.removesuffix('s')}]"
+        yield Block(name, Kind.PREFIX, parameter, base, view, observe_cached, site)
+
+
+def cached_module(model: PeftModel) -> str:
+    """Path of the module that peft calls with the cache: the base model, or its backbone."""
+    accepted = inspect.signature(model.base_model.forward).parameters
+    if "past_key_values" in accepted:
+        return "base_model"
+    return f"base_model.{model.transformer_backbone_name}"
 
 
 @dataclass(frozen=True)
-class LookedUpColumns:
-    """Tap of peft's prefix embedding: the output is `(N, T, columns)`, one row a virtual token."""
+class CachedState:
+    """Site: one layer's keys or values `(N, H, T, d)` in the cache that a model is given."""
 
-    columns: slice
+    layer: int
+    part: Literal["keys", "values"]
 
-    def __call__(self, module_input: Tensor, cotangent: Tensor, n_rows: int) -> Observation:
-        return virtual_token_observation(cotangent[..., self.columns], n_rows)
+    def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """From the keyword `past_key_values`."""
+        layers = getattr(kwargs.get("past_key_values"), "layers", ())
+        if len(layers) <= self.layer:
+            raise ModelError(
+                "The model was not given a cache with the prefix of each layer (past_key_values); "
+                f"got {type(kwargs.get('past_key_values')).__name__}. peft reshapes the prefix for "
+                "this family in a way that is not understood: train a hybrid (HybridConfig) "
+                "instead, or freeze the prefix with model.prompt_encoder.requires_grad_(False)."
+            )
+        found: Tensor = getattr(layers[self.layer], self.part)
+        return found
+
+
+def observe_cached(module_input: Tensor, cotangent: Tensor, n_rows: int) -> Observation:
+    """Tap of `CachedState`: heads side by side, one row a virtual token."""
+    return virtual_token_observation(cotangent.transpose(1, 2).flatten(2), n_rows)
 
 
 def virtual_token_observation(gradient: Tensor, n_rows: int) -> Observation:

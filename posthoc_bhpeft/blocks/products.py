@@ -76,7 +76,8 @@ class Product:
 def find_products(blocks: Sequence[Block]) -> tuple[Product, ...]:
     """The LoRA layers among blocks, told by the paths of their parameters.
 
-    What has no other factor is left out: it stays a block like any other.
+    What has no other factor is left out: it stays a block like any other. So are those of AdaLoRA,
+    whose update has a third.
     """
     by_parameter = {block.parameter: block for block in blocks}
     found = []
@@ -86,6 +87,8 @@ def find_products(blocks: Sequence[Block]) -> tuple[Product, ...]:
         if place is None:
             continue
         second = FACTORS[parts[place]]
+        if ".".join([*parts[:place], "lora_E", *parts[place + 1 :]]) in by_parameter:
+            continue
         other = by_parameter.get(".".join([*parts[:place], second, *parts[place + 1 :]]))
         if other is not None and other.shape[1] == block.shape[0]:
             both = ".".join([*parts[:place], f"{second}A", *parts[place + 1 :]])

@@ -7,7 +7,7 @@ backward pass below the lowest block, and `.grad` of the user's model stays as i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from posthoc_bhpeft.blocks.block import Block, Observation
+from posthoc_bhpeft.blocks.block import Block, ModuleTap, Observation, Site
 from posthoc_bhpeft.errors import DeadBlockError, ModelError
 
 
@@ -48,6 +48,10 @@ class Engine(Protocol):
         ...
 
 
+Place = tuple[str, Site | None]
+"""What is taped: the output of a module, by its path, or a tensor that it is given."""
+
+
 @dataclass
 class Calls:
     """The calls of one module in one forward pass: inputs, detached, and places in the graph.
@@ -65,68 +69,79 @@ class HookTape:
     """The tape behind `observing`; holds the calls of the latest forward pass."""
 
     blocks: Sequence[Block]
-    calls: dict[str, Calls] = field(default_factory=dict)
+    modules: Mapping[str, nn.Module]
+    calls: dict[Place, Calls] = field(default_factory=dict)
+    inner_rows: int | None = None
 
-    def start(self, *_: Any) -> None:
+    def start(self, _: nn.Module, args: Any, kwargs: Any) -> None:
         """Forget the previous forward pass."""
-        self.calls = {block.module: Calls() for block in self.blocks}
+        self.calls = {place_of(block): Calls() for block in self.blocks}
+        self.inner_rows = inner_rows(kwargs.get("input_ids"))
 
     def record(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Forward hook: keep a call of a tapped module."""
-        if not isinstance(output, Tensor) or not output.requires_grad:
-            raise DeadBlockError(
-                f"{path!r} ({type(module).__name__}) ran without a gradient. Leave "
-                "torch.inference_mode() and torch.no_grad(), and make sure its weights require a "
-                "gradient."
-            )
+        check_differentiable(output, path, module)
         given = args[0] if args else next(iter(kwargs.values()), output)
-        self.calls[path].inputs.append(given.detach() if isinstance(given, Tensor) else output)
-        self.calls[path].edges.append(get_gradient_edge(output))
+        calls = self.calls[path, None]
+        calls.inputs.append(given.detach() if isinstance(given, Tensor) else output)
+        calls.edges.append(get_gradient_edge(output))
+
+    def record_given(
+        self, path: str, site: Site, module: nn.Module, args: Any, kwargs: Any
+    ) -> None:
+        """Forward pre-hook: keep a tensor that a tapped module is given."""
+        given = site(args, kwargs)
+        check_differentiable(given, path, module)
+        calls = self.calls[path, site]
+        calls.inputs.append(given.detach())
+        calls.edges.append(get_gradient_edge(given))
 
     def observe(
         self, outputs: Tensor, direction: Tensor, *, retain: bool = False
     ) -> Iterator[tuple[Block, Observation]]:
         """See `Tape.observe`."""
         cotangents = self.cotangents(outputs, direction, retain)
-        left = Counter(block.module for block in self.blocks)
+        n_rows = self.inner_rows or len(outputs)
+        left = Counter(place_of(block) for block in self.blocks)
         for block in self.blocks:
-            pairs = zip(self.calls[block.module].inputs, cotangents[block.module], strict=True)
+            place = place_of(block)
+            pairs = zip(self.calls[place].inputs, cotangents[place], strict=True)
             # A call without a gradient adds nothing; at least one has a gradient.
             seen = [
-                observe_call(block, given, cotangent, len(outputs))
+                observe_call(block, self.modules[block.module], given, cotangent, n_rows)
                 for given, cotangent in pairs
                 if cotangent is not None
             ]
-            left[block.module] -= 1
-            if not left[block.module]:
+            left[place] -= 1
+            if not left[place]:
                 # Given up one by one, while whoever reads this builds something as large.
-                del cotangents[block.module]
-            yield block, concatenate(seen)
+                del cotangents[place]
+            yield block, concatenate(seen).grouped(len(outputs))
 
     def cotangents(
         self, outputs: Tensor, direction: Tensor, retain: bool
-    ) -> dict[str, list[Tensor | None]]:
-        """Gradients at the outputs of every tapped call, by module; `None` for calls unused."""
+    ) -> dict[Place, list[Tensor | None]]:
+        """Gradients at every tapped place, a call each; `None` for calls unused."""
         self.check_alive()
         tapped = [edge for calls in self.calls.values() for edge in calls.edges]
         gradients = torch.autograd.grad(
             outputs, tapped, direction.to(outputs), retain_graph=retain, allow_unused=True
         )
         stream = iter(gradients)
-        found: dict[str, list[Tensor | None]] = {}
-        for path, calls in self.calls.items():
+        found: dict[Place, list[Tensor | None]] = {}
+        for place, calls in self.calls.items():
             mine = [next(stream) for _ in calls.edges]
             if all(gradient is None for gradient in mine):
                 raise DeadBlockError(
-                    f"The outputs of the model do not depend on {path!r}, though it ran. It is "
+                    f"The outputs of the model do not depend on {place[0]!r}, though it ran. It is "
                     "dead weight: freeze it with requires_grad_(False)."
                 )
-            found[path] = [None if one is None else widen(one) for one in mine]
+            found[place] = [None if one is None else widen(one) for one in mine]
         return found
 
     def check_alive(self) -> None:
         """Raise if a tapped module was not called in the forward pass."""
-        dead = [path for path, calls in self.calls.items() if not calls.edges]
+        dead = [path for (path, _), calls in self.calls.items() if not calls.edges]
         if dead or not self.calls:
             raise DeadBlockError(
                 f"{len(dead)} tapped module(s) took no part in the forward pass, first: "
@@ -161,21 +176,40 @@ def observing(model: nn.Module, blocks: Sequence[Block]) -> Iterator[HookTape]:
             "torch.inference_mode() is on, and gradients are needed. Leave it; torch.no_grad() is "
             "fine."
         )
-    tape = HookTape(blocks)
     modules = dict(model.named_modules())
+    tape = HookTape(blocks, modules)
     with ExitStack() as hooks, torch.enable_grad():
-        start = model.register_forward_pre_hook(tape.start)
+        start = model.register_forward_pre_hook(tape.start, with_kwargs=True)
         hooks.callback(start.remove)
-        for path in dict.fromkeys(block.module for block in blocks):
+        for path, site in dict.fromkeys(place_of(block) for block in blocks):
             if path not in modules:
                 raise ModelError(
                     f"The model has no module {path!r}: these are another model's blocks."
                 )
-            handle = modules[path].register_forward_hook(
-                partial(tape.record, path), with_kwargs=True
+            handle = (
+                modules[path].register_forward_hook(partial(tape.record, path), with_kwargs=True)
+                if site is None
+                else modules[path].register_forward_pre_hook(
+                    partial(tape.record_given, path, site), with_kwargs=True
+                )
             )
             hooks.callback(handle.remove)
         yield tape
+
+
+def place_of(block: Block) -> Place:
+    """Where a block is taped."""
+    return block.module, block.site
+
+
+def check_differentiable(tensor: Any, path: str, module: nn.Module) -> None:
+    """Raise if what is tapped has no place in the graph."""
+    if not isinstance(tensor, Tensor) or not tensor.requires_grad:
+        raise DeadBlockError(
+            f"{path!r} ({type(module).__name__}) ran without a gradient. Leave "
+            "torch.inference_mode() and torch.no_grad(), and make sure its weights require a "
+            "gradient."
+        )
 
 
 def concatenate(observations: Sequence[Observation]) -> Observation:
@@ -188,11 +222,18 @@ def concatenate(observations: Sequence[Observation]) -> Observation:
     )
 
 
-def observe_call(block: Block, given: Tensor, cotangent: Tensor, n_rows: int) -> Observation:
+def observe_call(
+    block: Block, module: nn.Module, given: Tensor, cotangent: Tensor, n_rows: int
+) -> Observation:
     """One call seen by a block's tap, its shapes checked against `(N, T, p)` and `(N, T, q)`."""
     if given.is_floating_point():
         given = given.to(cotangent)
-    observation = block.tap(given, cotangent, n_rows)
+    tap = block.tap
+    if isinstance(tap, ModuleTap):
+        with torch.no_grad():
+            observation = tap.observe(module, given, cotangent, n_rows)
+    else:
+        observation = tap(given, cotangent, n_rows)
     got = (observation.rows.shape[-1], observation.columns.shape[-1])
     if got != block.shape:
         raise ModelError(
@@ -200,6 +241,16 @@ def observe_call(block: Block, given: Tensor, cotangent: Tensor, n_rows: int) ->
             "called with an input its recognizer does not know."
         )
     return observation
+
+
+def inner_rows(input_ids: Any) -> int | None:
+    """Rows that the modules of a model see, where they are more than those of the batch.
+
+    Multiple choice gives `(N, K, T)` token ids, which the model reads as `N K` texts. From sizes
+    alone they could not be told from positions first.
+    """
+    folded = isinstance(input_ids, Tensor) and input_ids.dim() == 3
+    return input_ids.shape[0] * input_ids.shape[1] if folded else None
 
 
 def widen(tensor: Tensor) -> Tensor:

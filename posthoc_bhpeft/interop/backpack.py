@@ -104,6 +104,7 @@ class BackPACK:
         if torch.is_inference_mode_enabled():
             raise ModelError("torch.inference_mode() is on, and gradients are needed. Leave it.")
         tapped = tapped_modules(model, blocks)
+        check_outputs(blocks)
         self.check_supported(tapped)
         tape = BackPACKTape(blocks, dict(model.named_parameters()), self.extension())
         with ExitStack() as undo, torch.enable_grad():
@@ -207,6 +208,20 @@ class BackPACKTape:
                 "(shared layers); BackPACK keeps the last call only. Use the default engine, "
                 "observing."
             )
+
+
+def check_outputs(blocks: Sequence[Block]) -> None:
+    """Raise at the first block that is taped where a module is given it, not at an output.
+
+    Raises:
+        ModelError: With the way out.
+    """
+    given = next((block for block in blocks if block.site is not None), None)
+    if given is not None:
+        raise ModelError(
+            f"BackPACK() has no per-sample gradients of {given.parameter!r}, whose copies for each "
+            f"row are given to {given.module!r}. Freeze it, or use the default engine, observing."
+        )
 
 
 def tapped_modules(model: nn.Module, blocks: Sequence[Block]) -> dict[str, nn.Module]:

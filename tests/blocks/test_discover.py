@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from peft import LoHaConfig, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -216,20 +216,19 @@ def test_a_long_list_of_unclaimed_tensors_is_cut_short():
     assert "4.weight" not in str(caught.value)
 
 
-def test_ia3_is_unclaimed_by_name():
-    config = IA3Config(task_type="SEQ_CLS", target_modules=["value"], feedforward_modules=[])
-    with pytest.raises(UnclaimedParameterError, match="ia3_l"):
+def test_a_method_without_blocks_is_unclaimed_by_its_name():
+    config = LoHaConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
+    with pytest.raises(UnclaimedParameterError, match=r"hada_w1_a.*in Linear of peft's Lycoris"):
         discover(wrap(tiny_model("bert"), config))
 
 
-def test_dora_is_unclaimed_by_name():
-    with pytest.raises(UnclaimedParameterError, match="lora_magnitude_vector"):
-        discover(lora(use_dora=True))
-
-
-def test_a_projected_prefix_says_what_to_do():
-    with pytest.raises(UnclaimedParameterError, match="is_trainable=True"):
-        discover(prefix(prefix_projection=True))
+def test_a_method_without_blocks_may_be_frozen_which_is_the_way_out():
+    config = LoHaConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
+    model = wrap(tiny_model("bert"), config)
+    for name, parameter in model.named_parameters():
+        if "hada" in name:
+            parameter.requires_grad_(False)
+    assert {block.kind for block in discover(model)} == {Kind.HEAD}
 
 
 class Odd(nn.Linear):

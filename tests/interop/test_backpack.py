@@ -137,7 +137,7 @@ def test_a_layer_without_a_rule_is_named():
 
 def test_the_prefix_of_peft_is_refused():
     model = prefix()
-    with pytest.raises(ModelError, match=r"prompt_encoder.*Embedding.*observing"):
+    with pytest.raises(ModelError, match=r"prompt_encoder.*base_model.*observing"):
         gradients(model, tiny_batch(model), torch.ones(4, 3), BackPACK())
 
 
