@@ -18,8 +18,9 @@ from posthoc_bhpeft.curvature import (
     Subsample,
 )
 from posthoc_bhpeft.errors import BhpeftError
+from posthoc_bhpeft.generation import Generation, generate_with_uncertainty
 from posthoc_bhpeft.hybrid import AdapterPlacement, HybridConfig, HybridModel
-from posthoc_bhpeft.likelihood import Bernoulli, Categorical, Gaussian
+from posthoc_bhpeft.likelihood import Bernoulli, Categorical, Gaussian, Tokens
 from posthoc_bhpeft.merging import common_prior, merge
 from posthoc_bhpeft.posterior import Posterior
 from posthoc_bhpeft.predictive import (
@@ -31,6 +32,7 @@ from posthoc_bhpeft.predictive import (
     Prediction,
     Probit,
     Sampled,
+    Tangent,
     Tempered,
 )
 from posthoc_bhpeft.prior import GaussianPrior
@@ -66,6 +68,7 @@ __all__ = [
     "FixedPrecision",
     "Gaussian",
     "GaussianPrior",
+    "Generation",
     "Grouping",
     "HeldOut",
     "HybridConfig",
@@ -91,11 +94,14 @@ __all__ = [
     "Shard",
     "Softened",
     "Subsample",
+    "Tangent",
     "Tempered",
+    "Tokens",
     "VisiblePrecision",
     "bayesianize",
     "common_prior",
     "discover",
+    "generate_with_uncertainty",
     "merge",
     "observing",
 ]
