@@ -112,7 +112,7 @@ def _lora(
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": part.get("dropout", 0.0),
-        "lora_target_modules": targets_for(modules, list(pairs), _ends(pairs)),
+        "lora_target_modules": targets_for(modules, pairs, _ends(pairs)),
     }
     return settings, tensors
 

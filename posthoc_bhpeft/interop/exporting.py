@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from posthoc_bhpeft.checkpoints import whole_folder
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.hybrid import HybridConfig
+from posthoc_bhpeft.hybrid.linear import HybridLinear
 from posthoc_bhpeft.interop.source import PARTS, targets_for
 from posthoc_bhpeft.interop.stock import WEIGHTS
 
+#: What peft and the hybrid put between the names of the base model's modules.
+_WRAPPED = re.compile(r"\.(base_layer|original_module|modules_to_save\.[^.]+)")
 _A, _B = ".bhpeft_lora_A.weight", ".bhpeft_lora_B.weight"
 
 
@@ -61,8 +66,8 @@ def _config_of(model: PeftModel, adapter_name: str) -> HybridConfig:
     if not isinstance(config, HybridConfig):
         kinds = {name: str(one.peft_type) for name, one in configs.items()}
         raise ConfigError(
-            f"export_lora takes a hybrid; {adapter_name!r} is none (the model has {kinds}). A model "
-            "with peft's own LoRA saves itself with save_pretrained."
+            f"export_lora takes a hybrid; {adapter_name!r} is none (the model has {kinds}). A "
+            "model with peft's own LoRA saves itself with save_pretrained."
         )
     if config.r == 0:
         raise ConfigError("This hybrid has no LoRA (r=0), so there is nothing to export.")
@@ -89,11 +94,7 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _lora_config(model: PeftModel, config: HybridConfig, tensors: dict[str, Tensor]) -> LoraConfig:
     start, end = "base_model.model.", ".lora_A.weight"
     names = [key[len(start) : -len(end)] for key in tensors if key.endswith(end)]
-    modules = {
-        name.replace(".base_layer", ""): module
-        for name, module in model.get_base_model().named_modules()
-        if ".bhpeft_" not in name
-    }
+    every = [_WRAPPED.sub("", name) for name, _ in model.get_base_model().named_modules()]
     return LoraConfig(
         task_type=config.task_type,
         base_model_name_or_path=config.base_model_name_or_path,
@@ -102,6 +103,10 @@ def _lora_config(model: PeftModel, config: HybridConfig, tensors: dict[str, Tens
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # peft computes with any number
         lora_dropout=config.lora_dropout,
         use_rslora=config.use_rslora,
-        target_modules=targets_for(modules, names, config.lora_target_modules),
+        target_modules=targets_for(every, names, config.lora_target_modules),
         modules_to_save=config.modules_to_save,
+        fan_in_fan_out=any(
+            isinstance(module, HybridLinear) and isinstance(module.get_base_layer(), Conv1D)
+            for module in model.modules()
+        ),
     )

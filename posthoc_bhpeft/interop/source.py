@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,11 +133,9 @@ def prefix_part(
     return tensors, targets_for(modules, names, None if known is None else known.attention)
 
 
-def targets_for(
-    modules: Mapping[str, nn.Module], names: Sequence[str], shorter: Targets | None
-) -> Targets:
-    """`shorter` if it names exactly these modules, else the names themselves."""
-    if shorter and {name for name in modules if matches(name, shorter)} == set(names):
+def targets_for(every: Iterable[str], names: Iterable[str], shorter: Targets | None) -> Targets:
+    """`shorter` if it picks exactly these names of all the model's, else the names themselves."""
+    if shorter and {name for name in every if matches(name, shorter)} == set(names):
         return shorter
     return sorted(names)
 

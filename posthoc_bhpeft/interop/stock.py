@@ -70,14 +70,14 @@ def lora_source(
             rest[key.removeprefix("base_model.model.")] = tensor
     rank, tensors = lora_part(model, folder, pairs)
     _check_whole(model, folder, config, pairs)
-    modules = dict(model.named_modules())
+    names = [name for name, _ in model.named_modules()]
     settings = {
         "task_type": config.get("task_type"),
         "r": rank,
         "lora_alpha": config["lora_alpha"],
         "lora_dropout": config.get("lora_dropout", 0.0),
         "use_rslora": config.get("use_rslora", False),
-        "lora_target_modules": targets_for(modules, list(pairs), _targets(config)),
+        "lora_target_modules": targets_for(names, pairs, _targets(config)),
     }
     return Source(folder, settings, tensors, _head(model, folder, config, rest, with_head))
 
