@@ -48,6 +48,7 @@ from posthoc_bhpeft.selection import (
     VisiblePrecision,
 )
 from posthoc_bhpeft.shards import Shard
+from posthoc_bhpeft.size import Estimate, estimate
 
 __all__ = [
     "KFAC",
@@ -64,6 +65,7 @@ __all__ = [
     "DenseGGN",
     "DiagonalGGN",
     "EmpiricalFisher",
+    "Estimate",
     "Exact",
     "FixedPrecision",
     "Gaussian",
@@ -101,6 +103,7 @@ __all__ = [
     "bayesianize",
     "common_prior",
     "discover",
+    "estimate",
     "generate_with_uncertainty",
     "merge",
     "observing",

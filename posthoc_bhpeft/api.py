@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from posthoc_bhpeft.batches import Loader, device_of
+from posthoc_bhpeft.batches import Loader
 from posthoc_bhpeft.bayesian import BayesianPeft, Predictive
 from posthoc_bhpeft.blocks import (
     DEFAULT_RECOGNIZERS,
@@ -41,13 +41,14 @@ from posthoc_bhpeft.curvature import (
 from posthoc_bhpeft.digests import digest_of
 from posthoc_bhpeft.likelihood import Categorical, Gaussian, Likelihood
 from posthoc_bhpeft.matching import check_same_everywhere, weights_digest
-from posthoc_bhpeft.memory import check_memory, explaining_memory
+from posthoc_bhpeft.memory import explaining_memory
 from posthoc_bhpeft.posterior import Posterior, decompose, read_weights
 from posthoc_bhpeft.predictive import Linearized, Link, LogOdds, Tangent
 from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.progress import track
 from posthoc_bhpeft.selection import HeldOut, LaplaceFit, LeaveOneOut, Passes, PriorRule
 from posthoc_bhpeft.shards import own_part, processes_of
+from posthoc_bhpeft.size import check_memory
 
 __all__ = ["BayesianPeft", "Predictive", "bayesianize"]
 
@@ -115,7 +116,7 @@ def bayesianize(
         blocks = discover(model, recognizers)
         check_carried(earlier, blocks, likelihood)
         pairs = chosen_products(blocks, earlier, products)
-        check_memory(blocks, curvature, device_of(model), pairs)
+        check_memory(blocks, curvature, model, pairs)
     check_same_everywhere(model, processes)
     n_rows = check_data(model, data, likelihood).n_rows
     if isinstance(rule, HeldOut):

@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("predictive",),
     ("matching", "memory", "rebuild", "review", "sets", "settings"),
     ("selection",),
-    ("carrying", "saving"),
+    ("carrying", "saving", "size"),
     ("card", "checks"),
     ("bayesian",),
     ("api", "generation"),

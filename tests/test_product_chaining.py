@@ -25,6 +25,7 @@ from posthoc_bhpeft.blocks import discover, find_products
 from posthoc_bhpeft.errors import CheckpointError, ConfigError, MemoryLimitError
 from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.selection import Chained
+from posthoc_bhpeft.size import estimate
 from tests.hybrid.families import tiny_batch, tiny_loader
 from tests.models import lora, mlp, pairs, randomize, targets
 from tests.test_product_prior import tiny
@@ -261,10 +262,10 @@ def test_a_prior_that_holds_factors_apart_cannot_go_on_with_products():
 
 def test_products_too_large_for_memory_are_told_before_the_fit(monkeypatch):
     model = llama()
-    blocks, estimator = discover(model), DenseGGN()
-    needed = 16 * sum(estimator.storage(block) for block in blocks)
+    estimator = DenseGGN()
+    needed = max(estimate(model, curvature=estimator).factor_phases.values())
     monkeypatch.setattr("posthoc_bhpeft.memory.available_memory", lambda device: needed)
     monkeypatch.setattr("posthoc_bhpeft.api.check_data", lambda *_: pytest.fail("too late"))
     loader = tiny_loader(model)
-    with pytest.raises(MemoryLimitError, match=r"GiB of it for \d products"):
+    with pytest.raises(MemoryLimitError, match=r"iB of it for \d products"):
         bayesianize(model, loader, curvature=estimator, products=True, progress=False)

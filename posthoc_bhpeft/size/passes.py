@@ -1,0 +1,128 @@
+"""Passes through the network: of the fit, of the prior rule, of a prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from posthoc_bhpeft.curvature import Curvature, Subsample
+from posthoc_bhpeft.likelihood import Bernoulli, Gaussian, Likelihood
+from posthoc_bhpeft.predictive import MAP, Linearized, LogOdds, Sampled
+from posthoc_bhpeft.predictive.linearized import contrast_directions, fewest_directions
+from posthoc_bhpeft.prior import GaussianPrior
+from posthoc_bhpeft.selection import (
+    Chained,
+    FixedPrecision,
+    HeldOut,
+    LeaveOneOut,
+    MarginalLikelihood,
+    MatchedPrecision,
+    VisiblePrecision,
+)
+
+FREE = (GaussianPrior, FixedPrecision, MarginalLikelihood, VisiblePrecision)
+"""Rules that read the spectrum alone."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Of one step.
+
+    Attributes:
+        step: What for.
+        batches: How many; `None` where that is not known.
+        forward: A batch; `None` where a rule or predictive of the user's own is not known.
+        backward: A batch, through activations only: about as much work as a forward pass.
+    """
+
+    step: str
+    batches: int | None
+    forward: int | None
+    backward: int | None
+
+
+@dataclass(frozen=True)
+class Data:
+    """How much there is.
+
+    Attributes:
+        rows: In all; `None` where that is not known.
+        batch_size: `N`.
+    """
+
+    rows: int | None
+    batch_size: int
+
+    def batches(self, at_most: int | None = None) -> int | None:
+        """Batches of all rows, or of about so many at most."""
+        if self.rows is None:
+            return None
+        rows = self.rows if at_most is None else min(self.rows, at_most)
+        return max(-(-rows // self.batch_size), 1)
+
+
+def count_passes(
+    curvature: Curvature,
+    likelihood: Likelihood,
+    prior: Any,
+    predictive: Any,
+    outputs: Sequence[int],
+    data: Data,
+) -> tuple[Passes, ...]:
+    """Of the fit over all data, of the prior rule, and of the prediction of one batch."""
+    wanted = curvature.rows if isinstance(curvature, Subsample) else None
+    fit = Passes("fit", data.batches(wanted), 1, fit_backwards(curvature, likelihood, outputs))
+    return (
+        fit,
+        prior_passes(prior, likelihood, outputs, data),
+        Passes("predict", 1, *predict_passes(predictive, likelihood, outputs)),
+    )
+
+
+def fit_backwards(curvature: Curvature, likelihood: Likelihood, outputs: Sequence[int]) -> int:
+    """Output directions, asked of the estimator itself."""
+    row = torch.zeros(1, *outputs)
+    of_class = not isinstance(likelihood, Bernoulli | Gaussian)
+    labels = torch.zeros(1, *outputs[:-1], dtype=torch.long) if of_class else row
+    drawn = curvature.directions.draw(likelihood, row, labels, torch.Generator().manual_seed(0))
+    return len(drawn)
+
+
+def prior_passes(prior: Any, likelihood: Likelihood, outputs: Sequence[int], data: Data) -> Passes:
+    """Of a rule that this package has; those of others are not known."""
+    rule = prior.floor if isinstance(prior, Chained) else prior
+    step = f"prior, {type(prior).__name__}"
+    asks = isinstance(rule, LeaveOneOut | MatchedPrecision)
+    if isinstance(rule, FREE) or (asks and isinstance(likelihood, Gaussian)):
+        return Passes(step, 0, 0, 0)
+    if isinstance(rule, LeaveOneOut):
+        answers = outputs[-1] if isinstance(likelihood, Bernoulli) else 1
+        return Passes(step, data.batches(rule.max_rows), 1, answers)
+    if isinstance(rule, MatchedPrecision):
+        fewest = fewest_directions(likelihood, torch.zeros(1, outputs[-1]), LogOdds()).shape[2]
+        return Passes(step, data.batches(rule.max_rows), 1, fewest)
+    if isinstance(rule, HeldOut):
+        fewest = fewest_directions(likelihood, torch.zeros(1, outputs[-1]), rule.link).shape[2]
+        return Passes(step, len(rule.loader), 1, fewest)
+    return Passes(step, None, None, None)
+
+
+def predict_passes(
+    predictive: Any, likelihood: Likelihood, outputs: Sequence[int]
+) -> tuple[int | None, int | None]:
+    """Forward and backward passes a batch."""
+    if isinstance(predictive, MAP):
+        return 1, 0
+    if isinstance(predictive, Sampled):
+        return predictive.samples + 1, 0
+    if not isinstance(predictive, Linearized):
+        return None, None
+    row = torch.zeros(1, outputs[-1])
+    if not predictive.centred:
+        return 1, outputs[-1]
+    complete = contrast_directions(likelihood, row).shape[2]
+    fewest = fewest_directions(likelihood, row, predictive.link).shape[2]
+    return 1, fewest if complete > predictive.max_passes else complete
