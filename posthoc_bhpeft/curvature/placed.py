@@ -91,7 +91,10 @@ class PlacedAccumulator:
         return self.summed().sums()
 
     def restore(self, sums: Mapping[str, Tensor]) -> None:
-        self.summed().restore(sums)
+        device = self.placed.device
+        self.summed().restore(
+            {n: one if device is None else one.to(device) for n, one in sums.items()}
+        )
 
     def summed(self) -> Summed:
         """The inner accumulator, if its state can be told."""

@@ -22,6 +22,10 @@ from posthoc_bhpeft.shards import Shard, processes_of
 class Subsample:
     """Another estimator on about so many rows, every sum scaled by `N / n` to all rows.
 
+    ```python
+    bayes = bayesianize(model, loader, curvature=Subsample(20_000))
+    ```
+
     `H ~ N / n sum_{n in sample} H_n` has the right expectation, and the log likelihood too, so the
     posterior has the width that all rows give; but it knows fewer directions. Measured on a LoRA
     BERT, against the exact GGN of all rows: relative error 0.37 with every row, 0.49 with half of
@@ -88,7 +92,11 @@ def sampled(estimator: Curvature, loader: Loader, n_rows: int) -> Loader:
         loader: Of the whole data, or of one process's part.
         n_rows: Of the whole data.
     """
-    if not isinstance(estimator, Subsample) or estimator.rows >= n_rows:
+    while not isinstance(estimator, Subsample):
+        if not hasattr(estimator, "estimator"):
+            return loader
+        estimator = estimator.estimator  # of one around another, such as Placed
+    if estimator.rows >= n_rows:
         return loader
     # Streams of their own: parts of the data may be in the same order of some kind.
     generator = torch.Generator().manual_seed(estimator.seed + processes_of(loader).rank)
