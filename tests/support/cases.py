@@ -6,11 +6,12 @@ A case is built with peft alone, every weight moved away from its start, saved, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import (
@@ -19,9 +20,11 @@ from peft import (
     LNTuningConfig,
     LoHaConfig,
     LoraConfig,
+    MultitaskPromptTuningConfig,
     OFTConfig,
     PeftConfig,
     PeftModel,
+    PeftType,
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
@@ -30,17 +33,13 @@ from peft import (
 )
 from transformers import AutoModelForSequenceClassification
 
-from tests.hybrid.families import tiny_model
+from tests.hybrid.families import Batch, tiny_batch, tiny_loader, tiny_model
 from tests.models import randomize
 
 N_LABELS = 3
 SEQ: dict[str, Any] = {"task_type": "SEQ_CLS"}
-
-
-def thaw(model: PeftModel) -> None:
-    """What the message about a frozen prompt says: peft loads no prompt for training."""
-    model.set_adapter(model.active_adapter)
-    model.prompt_encoder[model.active_adapter].requires_grad_(True)
+DECODERS = ("gpt2", "llama")
+PROMPTS = (PeftType.PROMPT_TUNING, PeftType.P_TUNING)
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,10 @@ class Case:
         family: Of `tests.hybrid.families`.
         config: Of peft.
         detail: What is special about this row.
-        others: Further adapters, loaded beside the first and not active.
+        train: Done with the model before it is saved.
+        second: Whether a second adapter is loaded beside the first, and which one is active.
+        under: Put on the model before `config`, which freezes it.
+        saved: Whether the model is saved and loaded; some are refused as they are trained.
         refused: Part of the message, where the row is refused.
     """
 
@@ -60,7 +62,10 @@ class Case:
     family: str
     config: PeftConfig
     detail: str = ""
-    others: tuple[str, ...] = ()
+    train: Callable[[PeftModel], None] | None = None
+    second: Literal["", "inactive", "active"] = ""
+    under: PeftConfig | None = None
+    saved: bool = True
     refused: str = ""
 
     @property
@@ -68,71 +73,105 @@ class Case:
         """Unique, for test ids."""
         return " ".join(filter(None, (self.method, self.detail, self.family)))
 
+    @property
+    def answers_last(self) -> bool:
+        """Whether the model sees embeddings only and answers at the last position."""
+        return self.family in DECODERS and self.config.peft_type in PROMPTS
+
 
 def lora(family: str, detail: str = "", **settings: Any) -> Case:
     """LoRA of rank 2, on peft's own targets for the family unless told."""
-    others = settings.pop("others", ())
-    refused = settings.pop("refused", "")
+    own = {name: settings.pop(name) for name in ("second", "refused") if name in settings}
     settings.setdefault("r", 2)
     method = "DoRA" if settings.get("use_dora") else "LoRA"
-    return Case(method, family, LoraConfig(**SEQ, **settings), detail, others, refused)
-
-
-def adalora(family: str, detail: str = "", **settings: Any) -> Case:
-    """AdaLoRA that starts with rank 3."""
-    settings = {"init_r": 3, "target_r": 2, "total_step": 10, **settings}
-    return Case("AdaLoRA", family, AdaLoraConfig(**SEQ, **settings), detail)
+    return Case(method, family, LoraConfig(**SEQ, **settings), detail, **own)
 
 
 def prompt(method: str, family: str, config: type, detail: str = "", **settings: Any) -> Case:
     """A prompt-learning method with three virtual tokens."""
-    refused = settings.pop("refused", "")
-    made = config(**SEQ, num_virtual_tokens=3, **settings)
-    return Case(method, family, made, detail, refused=refused)
+    own = {name: settings.pop(name) for name in ("under", "saved", "refused") if name in settings}
+    return Case(method, family, config(**SEQ, num_virtual_tokens=3, **settings), detail, **own)
+
+
+def prune(model: PeftModel) -> None:
+    """AdaLoRA's own schedule, which leaves two of three ranks on average."""
+    for step in range(1, 11):
+        model(**tiny_batch(model)).loss.backward()
+        model.base_model.update_and_allocate(step)
+        model.zero_grad()
 
 
 @cache
 def cases() -> tuple[Case, ...]:
     """Every row, in the order of the table."""
-    norms = {"target_modules": ["LayerNorm"]}
-    distil = {"target_modules": ["q_lin", "v_lin"]}
-    distil_ia3 = {"target_modules": ["k_lin", "v_lin", "lin2"], "feedforward_modules": ["lin2"]}
+    return (*lora_cases(), *other_adapters(), *prompt_cases(), *refused_cases())
+
+
+def lora_cases() -> tuple[Case, ...]:
+    """LoRA, DoRA and AdaLoRA."""
+    distil = ["q_lin", "v_lin"]
+    head = {"modules_to_save": ["classification_head"]}
+    ada: dict[str, Any] = {**SEQ, "init_r": 3, "target_r": 2, "total_step": 10}
     return (
         lora("bert"),
         lora("roberta"),
-        lora("distilbert", **distil),
+        lora("distilbert", target_modules=distil),
         lora("gpt2", "on Conv1D", fan_in_fan_out=True),
         lora("llama"),
         lora("qwen2"),
-        lora("t5"),
-        lora("bart"),
-        lora(
-            "roberta", "rsLoRA, on all linear layers", use_rslora=True, target_modules="all-linear"
-        ),
-        lora("bert", "with embeddings", target_modules=["word_embeddings", "query"]),
-        lora("llama", "with embeddings", target_modules=["embed_tokens", "q_proj"]),
-        lora("gpt2", "with embeddings", target_modules=["wte", "c_attn"], fan_in_fan_out=True),
-        lora("bert", "lora_bias", lora_bias=True),
-        lora("bert", 'bias="lora_only"', bias="lora_only"),
-        lora("gpt2", 'bias="lora_only", on Conv1D', bias="lora_only", fan_in_fan_out=True),
-        lora("bert", 'bias="all"', bias="all"),
-        lora("llama", "a layer in modules_to_save", modules_to_save=["mlp"]),
-        lora("bert", "two adapters, one active", others=("second",)),
-        lora("bert", "target_parameters", target_modules=[], target_parameters=["query.weight"]),
+        lora("t5", **head),
+        lora("bart", **head),
+        lora("roberta", "rsLoRA, all linear layers", use_rslora=True, target_modules="all-linear"),
+        lora("bert", "embeddings too", target_modules=["word_embeddings", "query"]),
+        lora("llama", "embeddings too", target_modules=["embed_tokens", "q_proj"]),
+        lora("gpt2", "embeddings too", target_modules=["wte", "c_attn"], fan_in_fan_out=True),
+        lora("bert", "`lora_bias`", lora_bias=True),
+        lora("bert", '`bias="lora_only"`', bias="lora_only"),
+        lora("gpt2", '`bias="lora_only"`, on Conv1D', bias="lora_only", fan_in_fan_out=True),
+        lora("bert", '`bias="all"`', bias="all"),
+        lora("llama", "a layer in `modules_to_save`", modules_to_save=["mlp"]),
+        lora("bert", "first of two adapters active", second="inactive"),
+        lora("bert", "second of two adapters active", second="active"),
+        lora("bert", "`target_parameters`", target_modules=[], target_parameters=["query.weight"]),
         lora("llama", "trainable tokens", trainable_token_indices={"embed_tokens": [4, 9, 17]}),
         lora("bert", use_dora=True),
         lora("gpt2", "on Conv1D", use_dora=True, fan_in_fan_out=True),
         lora("llama", use_dora=True, target_modules=["q_proj", "down_proj"]),
-        lora("bert", "with embeddings", use_dora=True, target_modules=["word_embeddings", "key"]),
-        adalora("bert"),
-        adalora("t5"),
-        adalora("llama", "pruned to rank 2"),
+        lora("bert", "embeddings too", use_dora=True, target_modules=["word_embeddings", "key"]),
+        Case("AdaLoRA", "bert", AdaLoraConfig(**ada)),
+        Case("AdaLoRA", "t5", AdaLoraConfig(**ada, **head, target_modules=["q"])),
+        Case("AdaLoRA", "bert", AdaLoraConfig(**ada, tinit=2, tfinal=2), "ranks pruned", prune),
+    )
+
+
+def other_adapters() -> tuple[Case, ...]:
+    """IA3, LN tuning and VeRA."""
+    distil = {"target_modules": ["k_lin", "v_lin", "lin2"], "feedforward_modules": ["lin2"]}
+    head = {"modules_to_save": ["classification_head"]}
+    norms = {"target_modules": ["LayerNorm"]}
+    return (
         Case("IA3", "bert", IA3Config(**SEQ)),
-        Case("IA3", "distilbert", IA3Config(**SEQ, **distil_ia3)),
+        Case("IA3", "distilbert", IA3Config(**SEQ, **distil)),
         Case("IA3", "gpt2", IA3Config(**SEQ, fan_in_fan_out=True), "on Conv1D"),
         Case("IA3", "llama", IA3Config(**SEQ)),
-        Case("IA3", "t5", IA3Config(**SEQ)),
-        Case("IA3", "bert", IA3Config(**SEQ), "two adapters, one active", ("second",)),
+        Case("IA3", "t5", IA3Config(**SEQ, **head)),
+        Case("IA3", "bert", IA3Config(**SEQ), "first of two adapters active", second="inactive"),
+        Case("LN tuning", "bert", LNTuningConfig(**SEQ, **norms), "LayerNorm"),
+        Case("LN tuning", "gpt2", LNTuningConfig(**SEQ), "LayerNorm"),
+        Case("LN tuning", "llama", LNTuningConfig(**SEQ), "RMSNorm"),
+        Case("LN tuning", "qwen2", LNTuningConfig(**SEQ), "RMSNorm"),
+        Case("LN tuning", "gemma2", LNTuningConfig(**SEQ), "RMSNorm that scales by 1 + w"),
+        Case("LN tuning", "t5", LNTuningConfig(**SEQ, **head), "RMSNorm"),
+        Case("VeRA", "bert", VeraConfig(**SEQ, r=4)),
+        Case("VeRA", "llama", VeraConfig(**SEQ, r=4)),
+    )
+
+
+def prompt_cases() -> tuple[Case, ...]:
+    """Prefix, prompt tuning and P-tuning, as they are loaded."""
+    network = {"encoder_hidden_size": 8}
+    lstm = {**network, "encoder_reparameterization_type": "LSTM"}
+    return (
         prompt("Prefix tuning", "bert", PrefixTuningConfig),
         prompt("Prefix tuning", "gpt2", PrefixTuningConfig),
         prompt("Prefix tuning", "llama", PrefixTuningConfig, "grouped heads"),
@@ -140,29 +179,23 @@ def cases() -> tuple[Case, ...]:
         prompt("Prompt tuning", "bert", PromptTuningConfig),
         prompt("Prompt tuning", "gpt2", PromptTuningConfig),
         prompt("Prompt tuning", "llama", PromptTuningConfig),
-        prompt("P-tuning", "bert", PromptEncoderConfig, "MLP", encoder_hidden_size=8),
-        prompt(
-            "P-tuning",
-            "llama",
-            PromptEncoderConfig,
-            "LSTM",
-            encoder_hidden_size=8,
-            encoder_reparameterization_type="LSTM",
-        ),
-        Case("LN tuning", "bert", LNTuningConfig(**SEQ, **norms), "LayerNorm"),
-        Case("LN tuning", "gpt2", LNTuningConfig(**SEQ), "LayerNorm"),
-        Case("LN tuning", "llama", LNTuningConfig(**SEQ), "RMSNorm"),
-        Case("LN tuning", "qwen2", LNTuningConfig(**SEQ), "RMSNorm"),
-        Case("LN tuning", "gemma2", LNTuningConfig(**SEQ), "RMSNorm with 1 + w"),
-        Case("LN tuning", "t5", LNTuningConfig(**SEQ), "RMSNorm"),
-        Case("VeRA", "bert", VeraConfig(**SEQ, r=4)),
-        Case("VeRA", "llama", VeraConfig(**SEQ, r=4)),
-        Case("LoHa", "bert", LoHaConfig(**SEQ, r=2, target_modules=["query"]), refused="LoHa"),
+        prompt("P-tuning", "bert", PromptEncoderConfig, "MLP", **network),
+        prompt("P-tuning", "llama", PromptEncoderConfig, "LSTM", **lstm),
+    )
+
+
+def refused_cases() -> tuple[Case, ...]:
+    """What has no block, or hides one."""
+    hidden = LoraConfig(**SEQ, r=2, target_modules=["query"])
+    network: dict[str, Any] = {"encoder_hidden_size": 8, "saved": False, "refused": "mlp_head"}
+    tasks: dict[str, Any] = {"num_tasks": 2, "refused": "MULTITASK"}
+    return (
+        prompt("LoRA", "bert", PrefixTuningConfig, "under a prefix", under=hidden, refused="Lora"),
+        prompt("P-tuning", "bert", PromptEncoderConfig, "before it is saved", **network),
+        prompt("Multitask prompts", "bert", MultitaskPromptTuningConfig, **tasks),
+        Case("LoHa", "bert", LoHaConfig(**SEQ, r=2, target_modules=["query"]), refused="Lycoris"),
         Case(
-            "OFT",
-            "bert",
-            OFTConfig(**SEQ, oft_block_size=8, target_modules=["query"]),
-            refused="OFT",
+            "OFT", "bert", OFTConfig(**SEQ, oft_block_size=8, target_modules=["key"]), refused="OFT"
         ),
     )
 
@@ -186,11 +219,46 @@ def base_of(family: str) -> torch.nn.Module:
     return model.eval()
 
 
-def checkpoint(case: Case, folder: Path) -> Path:
-    """Somebody else's checkpoint: built, trained in the sense that no weight is where it began."""
+def tuned(case: Case) -> PeftModel:
+    """Built with peft alone, no weight where it began; `under` is frozen by what comes after it."""
+    model = base_of(case.family)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = get_peft_model(base_of(case.family), case.config)
+        for config in filter(None, (case.under, case.config)):
+            model = get_peft_model(model, config)
     randomize(model, seed=1)
+    if case.train is not None:
+        case.train(model)
+    return model
+
+
+def loaded(case: Case, folder: Path) -> PeftModel:
+    """Somebody else's checkpoint, written and loaded, as the user guide says."""
+    model = tuned(case)
+    if not case.saved or case.under is not None:
+        return model
     model.save_pretrained(folder)
-    return folder
+    trainable = not case.config.is_prompt_learning
+    model = PeftModel.from_pretrained(base_of(case.family), folder, is_trainable=trainable)
+    if not trainable:
+        model.set_adapter(model.active_adapter)
+        model.prompt_encoder[model.active_adapter].requires_grad_(True)
+    if case.second:
+        model.load_adapter(folder, "second", is_trainable=True)
+        model.set_adapter("second" if case.second == "active" else "default")
+    return model
+
+
+def batches(case: Case, model: PeftModel) -> list[Batch]:
+    """Two batches with padding: in front, where the model answers at the last position."""
+    made = tiny_loader(model)
+    return [padded_in_front(batch) for batch in made] if case.answers_last else made
+
+
+def padded_in_front(batch: Batch) -> Batch:
+    """The same rows with their padding first."""
+    mask = batch["attention_mask"]
+    shifts = (mask.shape[1] - mask.sum(1)).tolist()
+    rows = zip(batch["input_ids"], shifts, strict=True)
+    ids = torch.stack([row.roll(shift) for row, shift in rows])
+    return {**batch, "input_ids": ids, "attention_mask": mask.flip(1)}
