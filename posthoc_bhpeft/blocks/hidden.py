@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from peft import PeftModel
+from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.ia3 import IA3Layer
 from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.tuners.lora import LoraLayer
@@ -97,13 +98,16 @@ def adapter_tensors(
 def inactive_tensors(model: nn.Module) -> set[int]:
     """Identities of parameters of adapters that are loaded but not active, heads included.
 
-    peft may leave them trainable; they take no part in what the model computes.
+    peft may leave them trainable; they take no part in what the model computes. Nor is AdaLoRA's
+    count of ranks a weight, though in memory it requires a gradient; no checkpoint holds it.
     """
     found: set[int] = set()
     for module in model.modules():
         if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
             active = set(module.active_adapters)
             found |= {id(t) for adapter, t in adapter_tensors(module) if adapter not in active}
+        if isinstance(module, AdaLoraLayer):
+            found |= {id(count) for count in module.ranknum.values()}
         if isinstance(module, PeftModel):
             for adapter, encoder in getattr(module, "prompt_encoder", nn.ModuleDict()).items():
                 if adapter != module.active_adapter:
