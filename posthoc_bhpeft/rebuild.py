@@ -82,8 +82,16 @@ def with_recorded_task(model: nn.Module, record: Mapping[str, Any]) -> nn.Module
     Raises:
         CheckpointError: If this version does not know the task.
     """
-    task = decode((record.get("model") or {}).get("task"), more=TASKS)
-    return model if task is None or isinstance(model, TaskModel) else TaskModel(model, task)
+    recorded = (record.get("model") or {}).get("task")
+    if recorded is None or isinstance(model, TaskModel):
+        return model
+    if recorded["type"] not in {task.__name__ for task in TASKS}:
+        raise CheckpointError(
+            f"The posterior is of a model with the task {recorded['type']!r}, which this version "
+            "of posthoc-bhpeft does not have. If it is your own, pass the model with it: "
+            "from_pretrained(folder, TaskModel(model, task)); else update the package."
+        )
+    return TaskModel(model, decode(recorded, more=TASKS))
 
 
 def load_whole(folder: Path, dtype: str, architecture: str | None = None) -> nn.Module:

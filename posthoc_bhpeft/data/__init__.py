@@ -13,6 +13,7 @@ from posthoc_bhpeft.data.loader import (
     in_row_order,
     make_loader,
 )
+from posthoc_bhpeft.data.prompts import answer_prompt, encode_choices, encode_prompts
 from posthoc_bhpeft.data.read import load_rows
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.data.sources import Source, open_source
@@ -24,8 +25,11 @@ __all__ = [
     "RowSettings",
     "Source",
     "TextData",
+    "answer_prompt",
     "choose_rows",
     "encode",
+    "encode_choices",
+    "encode_prompts",
     "in_row_order",
     "load_rows",
     "make_loader",

@@ -59,9 +59,9 @@ class Columns:
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels as numbers: N indices with the names of the classes, or N real targets."""
+    """Labels as numbers: N indices or N rows of 0 and 1, with names, or N real targets."""
 
-    values: tuple[int, ...] | tuple[float, ...]
+    values: tuple[int, ...] | tuple[float, ...] | tuple[tuple[int, ...], ...]
     names: tuple[str, ...] | None
     note: str | None = None
 
@@ -72,7 +72,12 @@ class Labels:
 
 
 def find_columns(
-    kinds: Mapping[str, type], *, text: str | None, pair: str | None, label: str | None
+    kinds: Mapping[str, type],
+    *,
+    text: str | None,
+    pair: str | None,
+    label: str | None,
+    choices: bool = False,
 ) -> Columns:
     """Choose columns: the given ones, else the usual names, else the only text there is.
 
@@ -81,6 +86,7 @@ def find_columns(
         text: name of the text column, or None to look for it.
         pair: name of the second text column, or None to look for it.
         label: name of the label column, or None to look for it.
+        choices: whether a column with lists of choices is welcome.
 
     Raises:
         DataError: a given column is missing, or no text column can be told.
@@ -92,7 +98,8 @@ def find_columns(
         label = _first(LABEL_COLUMNS, kinds)
     if text is not None:
         return Columns(text, pair, label)
-    _refuse_multiple_choice(kinds)
+    if not choices:
+        _refuse_multiple_choice(kinds)
     for first, second in PAIR_COLUMNS:
         if _is_text(kinds, first) and _is_text(kinds, second) and pair in (None, second):
             return Columns(_actual(kinds, first), _actual(kinds, second), label)
@@ -141,8 +148,9 @@ def _read(values: Sequence[Any], names: Sequence[str] | None, regression: bool |
     kinds = {type(value) for value in values}
     if kinds & {list, tuple, dict}:
         raise DataError(
-            "Labels are lists, one for each row. The command line and `train` do one label a row; "
-            "for multi-label data call bayesianize(..., likelihood=Bernoulli())."
+            "Labels are lists, one for each row: multi-label. `bhpeft train` does one label a row; "
+            "`bhpeft fit` reads them for a checkpoint that was trained so, and load_rows with "
+            "multi_label=True for bayesianize(..., likelihood=Bernoulli())."
         )
     if kinds <= {str}:
         return _named([str(value) for value in values], names)
@@ -220,8 +228,10 @@ def _are_codes(distinct: list[int]) -> bool:
 def _refuse_multiple_choice(kinds: Mapping[str, type]) -> None:
     if kinds.get("choices") is list:
         raise DataError(
-            "These rows are multiple choice (a column 'choices' with lists). Write one text a row "
-            "(question and choices together) and name it with --text-column."
+            "These rows are multiple choice (a column 'choices' with lists). `bhpeft fit` and "
+            "`predict` read them for a language model or a multiple-choice model, load_rows with "
+            "choices=True; for a text classifier write one text a row (question and choices "
+            "together) and name it with --text-column."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,8 +40,13 @@ class EncodedRows(Dataset[dict[str, Any]]):
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of every row."""
-        return tuple(len(row["input_ids"]) for row in self.features)
+        """Tokens of every row; of its longest text where it has several."""
+        return tuple(text_length(row["input_ids"]) for row in self.features)
+
+
+def text_length(ids: Sequence[Any]) -> int:
+    """Tokens of a text, or of the longest of several."""
+    return max(map(len, ids)) if isinstance(ids[0], list) else len(ids)
 
 
 def in_row_order(loader: Any, prediction: Prediction) -> Prediction:
@@ -127,11 +133,38 @@ def make_loader(
     if shuffle and by_length:
         raise DataError("shuffle and by_length are two different orders; choose one.")
     rows = data if isinstance(data, EncodedRows) else encode(data, tokenizer, max_length=max_length)
+    collate: Any = DataCollatorWithPadding(tokenizer)
+    if isinstance(rows[0]["input_ids"][0], list):
+        n_choices = max(len(row["input_ids"]) for row in rows.features)
+        collate = partial(pad_choices, tokenizer=tokenizer, n_choices=n_choices)
     return DataLoader(
         rows,
         batch_size=batch_size,
         shuffle=shuffle,
         sampler=LengthOrder(rows.lengths) if by_length else None,
         generator=generator,
-        collate_fn=DataCollatorWithPadding(tokenizer),
+        collate_fn=collate,
     )
+
+
+def pad_choices(
+    rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, n_choices: int
+) -> dict[str, Tensor]:
+    """A batch `(N, K, T)` of rows with up to `K` choices; those missing have a mask of zeros."""
+    names = [name for name in rows[0] if name != "labels"]
+    flat = [
+        {name: row[name][k] for name in names} for row in rows for k in range(len(row["input_ids"]))
+    ]
+    padded = tokenizer.pad(flat, padding=True, return_tensors="pt")
+    counts = torch.tensor([len(row["input_ids"]) for row in rows])
+    there = torch.arange(n_choices) < counts[:, None]
+    batch = {}
+    for name in names:
+        values = padded[name]
+        empty = tokenizer.pad_token_id if name == "input_ids" else 0
+        whole = values.new_full((len(rows), n_choices, values.shape[1]), empty)
+        whole[there] = values
+        batch[name] = whole
+    if "labels" in rows[0]:
+        batch["labels"] = torch.tensor([row["labels"] for row in rows])
+    return batch

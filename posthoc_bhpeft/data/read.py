@@ -6,6 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from posthoc_bhpeft.data.answers import (
+    CHOICES_COLUMN,
+    check_choice_labels,
+    letters,
+    read_choices,
+    read_multi_label,
+)
 from posthoc_bhpeft.data.columns import (
     OUT_OF_SCOPE,
     Columns,
@@ -31,6 +38,8 @@ def load_rows(
     drop_unlabelled: bool = False,
     ignore_labels: bool = False,
     one_class: bool = False,
+    choices: bool = False,
+    multi_label: bool | None = False,
 ) -> TextData:
     """Read one split of a file, a folder or a hub data set.
 
@@ -47,6 +56,10 @@ def load_rows(
         drop_unlabelled: leave out rows whose label is missing or -1 instead of raising.
         ignore_labels: read no labels at all.
         one_class: take rows that all have one label, too.
+        choices: read questions with a column `choices`, whose label counts them from 0; where
+            there is no such column, the choices of every row are the names of the classes.
+        multi_label: labels are lists: of names or numbers of classes, or a 0 or 1 for each; None
+            tells from the values.
 
     Raises:
         DataError: no such source, split or column, or labels that make no sense.
@@ -58,18 +71,23 @@ def load_rows(
     kinds = {name: _kind(feature) for name, feature in rows.features.items()}
     where = f"{place.name} ({split})"
     try:
-        columns = find_columns(kinds, text=text_column, pair=text_pair_column, label=label_column)
+        columns = find_columns(
+            kinds, text=text_column, pair=text_pair_column, label=label_column, choices=choices
+        )
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
     if ignore_labels:
         columns = Columns(columns.text, columns.pair, None)
+    own = read_choices(rows, where) if choices else None
+    names = label_names or place.label_names
     kept, labels = _labels(
         rows,
         columns.label,
-        names=label_names or place.label_names,
+        names=names if own is None else letters(max(map(len, own))),
         regression=regression,
         drop=drop_unlabelled,
         one_class=one_class,
+        multi_label=multi_label,
         where=where,
     )
     notes = _notes(columns, labels, dropped=len(rows) - len(kept))
@@ -77,12 +95,16 @@ def load_rows(
         theirs, ours = ", ".join(place.label_names or ()), ", ".join(label_names)
         notes += (f"CAUTION: the data names its classes {theirs}, but they are read as {ours}",)
     used = {columns.text, columns.pair, columns.label}
+    if own is not None:
+        used.add(CHOICES_COLUMN)
+    chosen = _choices(own, kept, labels, names, where) if choices else None
     return TextData(
         texts=_texts(rows, columns.text, kept, where),
         text_pairs=None if columns.pair is None else _texts(rows, columns.pair, kept, where),
         labels=None if labels is None else labels.values,
         label_names=None if labels is None else labels.names,
         regression=labels is not None and labels.regression,
+        choices=chosen,
         columns={name: _column(rows, name, kept) for name in rows.column_names if name not in used},
         indices=tuple(kept),
         source=place.name,
@@ -99,6 +121,7 @@ def _labels(
     regression: bool | None,
     drop: bool,
     one_class: bool,
+    multi_label: bool | None,
     where: str,
 ) -> tuple[list[int], Labels | None]:
     """The rows to keep and their labels; no labels if the column is absent or empty."""
@@ -114,10 +137,34 @@ def _labels(
             raise DataError(_missing_labels(values, kept, column, where))
     present, names = _class_names(rows.features[column], [values[row] for row in kept], names)
     try:
+        if multi_label or (multi_label is None and isinstance(present[0], list)):
+            return kept, Labels(*read_multi_label(present, names))
         labels = read_labels(present, names=names, regression=regression, one_class=one_class)
     except DataError as error:
         raise DataError(f"{where}, column {column!r}: {error}") from error
     return kept, labels
+
+
+def _choices(
+    own: tuple[tuple[str, ...], ...] | None,
+    kept: list[int],
+    labels: Labels | None,
+    names: Sequence[str] | None,
+    where: str,
+) -> tuple[tuple[str, ...], ...]:
+    """The choices of the rows kept: their own, or the names of the classes in every row."""
+    if own is not None:
+        chosen = tuple(own[row] for row in kept)
+        if labels is not None:
+            check_choice_labels(labels.values, chosen, kept, where)
+        return chosen
+    every = names if labels is None else labels.names
+    if not every:
+        raise DataError(
+            f"{where}: there is no column {CHOICES_COLUMN!r}, and nothing names the classes to "
+            'choose from. Put a meta.json beside the data: {"label_names": ["no", "yes"]}.'
+        )
+    return (tuple(every),) * len(kept)
 
 
 def _class_names(

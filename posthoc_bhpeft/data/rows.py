@@ -21,9 +21,11 @@ class TextData:
     Attributes:
         texts: N texts.
         text_pairs: N second texts (a passage beside its question), or None.
-        labels: N class indices (int), N targets (float, if `regression`), or None.
+        labels: N class indices (int), N targets (float, if `regression`), N tuples with a 0 or 1
+            for every class (if `multi_label`), or None.
         label_names: the name of every class, index = label; None for regression or no labels.
         regression: whether the labels are real numbers.
+        choices: the choices of every row, of which the label names one; or None.
         columns: every other column of the source, N values each.
         indices: the row numbers in the source split, counted from 0.
         source: where the rows came from: a path or a hub name.
@@ -33,9 +35,10 @@ class TextData:
 
     texts: tuple[str, ...]
     text_pairs: tuple[str, ...] | None = None
-    labels: tuple[int, ...] | tuple[float, ...] | None = None
+    labels: tuple[int, ...] | tuple[float, ...] | tuple[tuple[int, ...], ...] | None = None
     label_names: tuple[str, ...] | None = None
     regression: bool = False
+    choices: tuple[tuple[str, ...], ...] | None = None
     columns: Mapping[str, tuple[Any, ...]] = field(default_factory=dict, repr=False)
     indices: tuple[int, ...] = ()
     source: str = ""
@@ -45,7 +48,7 @@ class TextData:
     def __post_init__(self) -> None:
         if not self.indices:
             object.__setattr__(self, "indices", tuple(range(len(self.texts))))
-        for name in ("text_pairs", "labels", "indices"):
+        for name in ("text_pairs", "labels", "choices", "indices"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.texts):
                 raise DataError(
@@ -55,6 +58,11 @@ class TextData:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a row has a 0 or 1 for every class, rather than one class."""
+        return any(isinstance(label, tuple) for label in (self.labels or ())[:1])
 
     @property
     def num_outputs(self) -> int:
@@ -71,16 +79,18 @@ class TextData:
     @property
     def digest(self) -> str:
         """SHA-256 of texts and labels in order: equal rows have equal digests."""
-        return content_digest(self.texts, self.text_pairs, self.labels)
+        return content_digest(self.texts, self.text_pairs, self.labels, self.choices)
 
     def take(self, positions: Iterable[int]) -> TextData:
         """Only the rows at these positions, in this order."""
         rows = list(positions)
+        labels: Any = None if self.labels is None else _pick(self.labels, rows)
         return replace(
             self,
             texts=_pick(self.texts, rows),
             text_pairs=None if self.text_pairs is None else _pick(self.text_pairs, rows),
-            labels=None if self.labels is None else _pick(self.labels, rows),
+            labels=labels,
+            choices=None if self.choices is None else _pick(self.choices, rows),
             columns={name: _pick(values, rows) for name, values in self.columns.items()},
             indices=_pick(self.indices, rows),
         )
@@ -105,11 +115,11 @@ class TextData:
         return self.take(rest), self.take(sorted(part))
 
     def _rows_by_class(self) -> list[list[int]]:
-        if self.labels is None or self.regression:
+        if self.labels is None or self.regression or self.multi_label:
             return [list(range(len(self)))]
-        groups: dict[int, list[int]] = {}
+        groups: dict[Any, list[int]] = {}
         for row, label in enumerate(self.labels):
-            groups.setdefault(int(label), []).append(row)
+            groups.setdefault(label, []).append(row)
         return [groups[label] for label in sorted(groups)]
 
 
@@ -126,7 +136,10 @@ def shuffled(values: Iterable[T], seed: int) -> list[T]:
 
 
 def content_digest(
-    texts: Sequence[str], text_pairs: Sequence[str] | None, labels: Sequence[float] | None
+    texts: Sequence[str],
+    text_pairs: Sequence[str] | None,
+    labels: Sequence[Any] | None,
+    choices: Sequence[Sequence[str]] | None = None,
 ) -> str:
     """SHA-256 over one JSON line for each row."""
     state = hashlib.sha256()
@@ -135,6 +148,8 @@ def content_digest(
             text,
             None if text_pairs is None else text_pairs[row],
             None if labels is None else labels[row],
+            # Rows without choices keep the digest that they had before there were any.
+            *([] if choices is None else [choices[row]]),
         ]
         state.update(json.dumps(line, ensure_ascii=False).encode() + b"\n")
     return state.hexdigest()

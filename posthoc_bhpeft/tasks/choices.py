@@ -28,7 +28,9 @@ class MultipleChoice:
     def outputs(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """See `Task.outputs`."""
         given, absent = with_absent_read(inputs)
-        return without_absent(logits_of(call(model, given)), absent)
+        # transformers views them as (N K, T), which part of a larger tensor may not allow.
+        whole = {n: v.contiguous() if isinstance(v, Tensor) else v for n, v in given.items()}
+        return without_absent(logits_of(call(model, whole)), absent)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,117 @@
+"""Questions with choices, tokenised: one prompt a question, or one text a choice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from posthoc_bhpeft.data.answers import letters
+from posthoc_bhpeft.data.loader import EncodedRows
+from posthoc_bhpeft.data.rows import TextData
+from posthoc_bhpeft.errors import DataError
+from posthoc_bhpeft.tasks.absent import COUNT_NAME
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROMPT_END = "Answer:"
+
+
+def answer_prompt(question: str, choices: Sequence[str], passage: str | None = None) -> str:
+    """A question with lettered choices, ending where the letter is to follow.
+
+    ```text
+    Question: Which one is a metal?
+    A. oxygen
+    B. iron
+    Answer:
+    ```
+
+    Args:
+        question: Such as "Which one is a metal?".
+        choices: Texts, in the order of the letters.
+        passage: Put before the question.
+    """
+    lines = [] if passage is None else [passage]
+    lines.append(f"Question: {question}")
+    named = zip(letters(len(choices)), choices, strict=True)
+    return "\n".join([*lines, *(f"{letter}. {text}" for letter, text in named), PROMPT_END])
+
+
+def encode_prompts(
+    data: TextData, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 512
+) -> EncodedRows:
+    """One prompt a row, for `AnswerTokens`; `n_choices` says how many choices each has.
+
+    A prompt that is too long loses its beginning, where a passage stands, and keeps its choices.
+
+    Args:
+        data: From `load_rows(..., choices=True)`.
+        tokenizer: Of the model.
+        max_length: Tokens a prompt has at most.
+
+    Raises:
+        DataError: the rows have no choices.
+    """
+    choices = choices_of(data)
+    passages = data.text_pairs or [None] * len(data)
+    prompts = [answer_prompt(*one) for one in zip(data.texts, choices, passages, strict=True)]
+    rows = [prompt_row(prompt, tokenizer, max_length) for prompt in prompts]
+    for row, own in zip(rows, choices, strict=True):
+        row[COUNT_NAME] = len(own)
+    return EncodedRows(tuple(with_labels(rows, data)), data)
+
+
+def prompt_row(prompt: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
+    """A prompt's tokens, with the mark of a beginning but none of an end: an answer follows."""
+    ids = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    marked = list(tokenizer(prompt)["input_ids"])[:1]
+    start = marked if marked == [tokenizer.bos_token_id] else []
+    kept = start + ids[-(max_length - len(start)) :]
+    return {"input_ids": kept, "attention_mask": [1] * len(kept)}
+
+
+def encode_choices(
+    data: TextData, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 128
+) -> EncodedRows:
+    """One text pair a choice, question first, for `MultipleChoice` and `PairScores`.
+
+    Args:
+        data: From `load_rows(..., choices=True)`.
+        tokenizer: Of the model.
+        max_length: Tokens a pair is cut at; the question, with its passage before it, is cut.
+
+    Raises:
+        DataError: the rows have no choices.
+    """
+    rows = []
+    passages = data.text_pairs or [""] * len(data)
+    for text, own, passage in zip(data.texts, choices_of(data), passages, strict=True):
+        question = f"{passage} {text}".strip()
+        encoded = tokenizer(
+            [question] * len(own), list(own), truncation="only_first", max_length=max_length
+        )
+        rows.append({name: encoded[name] for name in encoded})
+    return EncodedRows(tuple(with_labels(rows, data)), data)
+
+
+def choices_of(data: TextData) -> tuple[tuple[str, ...], ...]:
+    """The choices of every row.
+
+    Raises:
+        DataError: there are none.
+    """
+    if data.choices is None:
+        raise DataError(
+            f"{data.source or 'These rows'} have no choices. Read them with "
+            "load_rows(source, split, choices=True)."
+        )
+    return data.choices
+
+
+def with_labels(rows: list[dict[str, Any]], data: TextData) -> list[dict[str, Any]]:
+    """Rows with their labels, where these are known."""
+    if data.labels is not None:
+        for row, label in zip(rows, data.labels, strict=True):
+            row["labels"] = label
+    return rows
