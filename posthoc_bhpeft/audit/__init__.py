@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from posthoc_bhpeft.audit.auditing import Plan, audit
+from posthoc_bhpeft.audit.auditing import audit
+from posthoc_bhpeft.audit.classes import Plan
 from posthoc_bhpeft.audit.contest import Contest, RivalName
 from posthoc_bhpeft.audit.decisions import (
     ConformalSets,
@@ -49,7 +50,16 @@ from posthoc_bhpeft.audit.plots import (
 )
 from posthoc_bhpeft.audit.predicting import predictions_of
 from posthoc_bhpeft.audit.predictions import Predictions
-from posthoc_bhpeft.audit.report import Rules, Verdict, verdict, write_report
+from posthoc_bhpeft.audit.regression import (
+    REGRESSION,
+    RealPredictions,
+    RegressionAudit,
+    RegressionPlan,
+    fit_noise,
+    read_real_predictions,
+)
+from posthoc_bhpeft.audit.report import Rules, Verdict
+from posthoc_bhpeft.audit.reporting import verdict, write_report
 from posthoc_bhpeft.audit.result import Audit, Audited
 from posthoc_bhpeft.audit.slices import Correction, Slice, slices
 
@@ -57,6 +67,7 @@ __all__ = [
     "DETECTION",
     "GAUSSIAN",
     "METRICS",
+    "REGRESSION",
     "Audit",
     "Audited",
     "Condition",
@@ -72,6 +83,9 @@ __all__ = [
     "Period",
     "Plan",
     "Predictions",
+    "RealPredictions",
+    "RegressionAudit",
+    "RegressionPlan",
     "Rejection",
     "Reliability",
     "RiskCoverage",
@@ -96,12 +110,14 @@ __all__ = [
     "errors_after_rejection",
     "expected_calibration_error",
     "failures",
+    "fit_noise",
     "measure",
     "measure_gaussian",
     "negative_log_likelihood",
     "paired_bootstrap",
     "predictions_of",
     "read_predictions",
+    "read_real_predictions",
     "reliability",
     "reliability_diagram",
     "review_share",

@@ -1,95 +1,62 @@
-"""`audit`: every measurement of one model, beside others on the same rows, as one value."""
+"""`audit`: the one call, for models that choose a class and for those that predict a number."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias, overload
 
-import numpy as np
-import torch
-from torch import nn
-
-from posthoc_bhpeft.api import BayesianPeft
-from posthoc_bhpeft.audit.decisions import Decision, at_most_errors, review_share
-from posthoc_bhpeft.audit.decisions.conformal import ConformalSets, conformal_sets
-from posthoc_bhpeft.audit.decisions.guarantees import check_open
-from posthoc_bhpeft.audit.drift import Drift, drift
-from posthoc_bhpeft.audit.metrics.bootstrap import check_level
-from posthoc_bhpeft.audit.metrics.measuring import compare, detect, measure
-from posthoc_bhpeft.audit.predicting import predictions_of, rows_of
-from posthoc_bhpeft.audit.predictions import CONFIDENCE, Predictions
-from posthoc_bhpeft.audit.refusals import check_classes, check_columns, check_ours, check_rival
-from posthoc_bhpeft.audit.result import Audit, Audited
-from posthoc_bhpeft.audit.slices import Slice, slices
+from posthoc_bhpeft.audit.classes import Plan, Subject, audit_classes
+from posthoc_bhpeft.audit.predictions import Predictions
+from posthoc_bhpeft.audit.regression.auditing import RegressionPlan, audit_regression
+from posthoc_bhpeft.audit.regression.predicting import RealSubject, is_regression
+from posthoc_bhpeft.audit.regression.predictions import RealPredictions
+from posthoc_bhpeft.audit.regression.result import RegressionAudit
+from posthoc_bhpeft.audit.result import Audit
 from posthoc_bhpeft.data import TextData
 from posthoc_bhpeft.errors import ConfigError
-from posthoc_bhpeft.review import SCORES
-from posthoc_bhpeft.rivals import Rival
 
-Subject = BayesianPeft | Rival | nn.Module | Predictions
-"""What can be audited: something that predicts, or what it predicted."""
+Auditable: TypeAlias = Subject | RealSubject
+"""What can be audited: something that predicts classes or numbers, or what it predicted."""
+Further: TypeAlias = Iterable[Any] | Predictions | None
+"""More rows: batches, or what the subject said about them."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What to measure, and how surely.
+@overload
+def audit(
+    subject: Auditable, loader: Iterable[Any] | None = ..., *, rows: TextData | None = ...,
+    rivals: Mapping[str, Auditable] | None = ..., outside: Further = ..., reference: Further = ...,
+    name: str = ..., plan: Plan, progress: bool = ...,
+) -> Audit: ...  # fmt: skip
 
-    Attributes:
-        score: Doubt that rows are ranked and decided by; rivals without it go by confidence.
-        max_error: Promise at most this share of errors among automatic answers; `None` does not.
-        max_review: Promise to send at most this share of rows to a human; `None` does not.
-        sets: Prediction sets may miss the label this often; `None` makes none.
-        columns: To slice by; `None` is all there are, an empty sequence none.
-        time: Column that says when, for the drift.
-        resamples: Of the bootstrap.
-        level: Coverage of intervals, and probability of promises about errors.
-        seed: Of everything random.
 
-    Raises:
-        ConfigError: If a share, the level or the number of resamples is out of range, or columns
-            are one name and no list.
-    """
+@overload
+def audit(
+    subject: Auditable, loader: Iterable[Any] | None = ..., *, rows: TextData | None = ...,
+    rivals: Mapping[str, Auditable] | None = ..., outside: None = ..., reference: None = ...,
+    name: str = ..., plan: RegressionPlan, progress: bool = ...,
+) -> RegressionAudit: ...  # fmt: skip
 
-    score: str = CONFIDENCE
-    max_error: float | None = 0.05
-    max_review: float | None = 0.10
-    sets: float | None = 0.05
-    columns: Sequence[str] | None = None
-    time: str | None = None
-    resamples: int = 1000
-    level: float = 0.95
-    seed: int = 0
 
-    def __post_init__(self) -> None:
-        for name in ("max_error", "max_review", "sets"):
-            if (value := getattr(self, name)) is not None:
-                check_open(name, value)
-        check_level(self.level)
-        if self.resamples < 1:
-            raise ConfigError(f"resamples is {self.resamples}, it must be 1 or more.")
-        if isinstance(self.columns, str):
-            raise ConfigError(
-                f"columns is {self.columns!r}, it must be a list: columns=[{self.columns!r}]."
-            )
-
-    def generator(self) -> torch.Generator:
-        """The same resamples for every measurement."""
-        return torch.Generator().manual_seed(self.seed)
+@overload
+def audit(
+    subject: Auditable, loader: Iterable[Any] | None = ..., *, rows: TextData | None = ...,
+    rivals: Mapping[str, Auditable] | None = ..., outside: Further = ..., reference: Further = ...,
+    name: str = ..., plan: Plan | RegressionPlan | None = ..., progress: bool = ...,
+) -> Audit | RegressionAudit: ...  # fmt: skip
 
 
 def audit(
-    subject: Subject,
+    subject: Auditable,
     loader: Iterable[Any] | None = None,
     *,
     rows: TextData | None = None,
-    rivals: Mapping[str, Subject] | None = None,
-    outside: Iterable[Any] | Predictions | None = None,
-    reference: Iterable[Any] | Predictions | None = None,
+    rivals: Mapping[str, Auditable] | None = None,
+    outside: Further = None,
+    reference: Further = None,
     name: str = "",
-    plan: Plan | None = None,
+    plan: Plan | RegressionPlan | None = None,
     progress: bool = True,
-) -> Audit:
+) -> Audit | RegressionAudit:
     """Measure a model before it may decide anything.
 
     ```python
@@ -97,17 +64,21 @@ def audit(
     write_report(found, "report")
     ```
 
+    A `BayesianPeft` or a rival with a Gaussian likelihood, a transformers model whose
+    configuration says so, and `RealPredictions` are regressions; all else chooses a class.
+
     Args:
         subject: A `BayesianPeft`, a fine-tuned model without posterior, a rival, or `Predictions`
-            made anywhere.
+            (of a regression `RealPredictions`) made anywhere. A regression without posterior
+            needs its noise: `fit_noise(model, loader)`.
         loader: Held-out rows, which had no part in training: batches with labels. Not needed for
-            `Predictions`.
+            predictions.
         rows: Texts and columns of the loader's rows, in order; a loader of `make_loader` has them.
         rivals: Others by name, for the same rows; see `Contest`.
         outside: Rows of another kind, to see whether doubt tells them apart; labels are not read.
         reference: Earlier held-out rows, to see what has changed since; with labels if known.
         name: Of the subject, for tables.
-        plan: What to measure; `Plan()` by default.
+        plan: What to measure; by default `Plan()`, of a regression `RegressionPlan()`.
         progress: Show progress bars.
 
     Returns:
@@ -115,216 +86,61 @@ def audit(
 
     Raises:
         ConfigError: If something is no model and no predictions, there is no loader, or one that
-            draws rows at random, a name is taken twice, or settings contradict each other.
-        DataError: If there are no rows, a rival's rows or classes are not the subject's, these are
-            no class probabilities, or there is no such score or column.
+            draws rows at random, a name is taken twice, nothing says how large the noise is, or
+            settings contradict each other or are for the other kind of model.
+        DataError: If there are no rows, a rival's rows or classes are not the subject's, rows hold
+            something else than one class or one number, or there is no such score or column.
     """
-    plan = plan or Plan()
-    rivals = {} if rivals is None else rivals
-    for one in (subject, *rivals.values()):
-        check_subject(one)
-    name = name or name_of(subject)
-    if name in rivals:
-        raise ConfigError(
-            f"The model under audit and a rival are both called {name!r}. Name one with name=, or "
-            "by the key of rivals."
-        )
-    seen = Seen(loader, rows, progress)
-    check_asked(plan, subject, seen, outside, reference)
-    ours = seen.by(subject)
-    check_ours(ours, plan.score, plan.columns)
-    theirs = {}
-    for rival, one in rivals.items():
-        theirs[rival] = seen.by(one)
-        check_rival(ours, theirs[rival], rival)
-    strange = seen.outside(subject, outside)
-    return Audit(
-        subject=audited(name, ours, strange, plan),
-        rivals=tuple(
-            audited(rival, one, seen.outside(rivals[rival], loader_of(outside)), plan)
-            for rival, one in theirs.items()
-        ),
-        differences={rival: difference(ours, one, plan) for rival, one in theirs.items()},
-        decisions=decisions(ours, plan),
-        sets=prediction_sets(ours, plan),
-        slices=groups(ours, plan),
-        drift=drifted(ours, seen.reference(subject, reference), plan),
-        data=seen.source,
-        outside_rows=0 if strange is None else len(strange),
-        level=plan.level,
-    )
+    shared: dict[str, Any] = {"rows": rows, "rivals": rivals, "name": name, "progress": progress}
+    if is_regression(subject):
+        assert not isinstance(subject, Predictions), "these are of classes"
+        check_rows_for_numbers(outside, reference)
+        return audit_regression(subject, loader, plan=plan_for_numbers(plan), **shared)
+    assert not isinstance(subject, RealPredictions), "these are of a regression"
+    further: dict[str, Any] = {"outside": outside, "reference": reference}
+    return audit_classes(subject, loader, plan=plan_for_classes(plan), **further, **shared)
 
 
-@dataclass(frozen=True)
-class Seen:
-    """The rows of an audit, as every model is shown them."""
-
-    loader: Iterable[Any] | None
-    rows: TextData | None
-    progress: bool
-
-    def by(self, subject: Subject) -> Predictions:
-        """What a subject says about the rows.
-
-        Raises:
-            ConfigError: If it has to predict and there is no loader.
-        """
-        if isinstance(subject, Predictions):
-            return subject
-        if self.loader is None:
-            raise ConfigError("A model is audited on rows: pass a loader of held-out rows.")
-        return predictions_of(subject, self.loader, self.rows, progress=self.progress)
-
-    def outside(
-        self, subject: Subject, other: Iterable[Any] | Predictions | None
-    ) -> Predictions | None:
-        """What it says about rows of another kind, whatever their labels mean."""
-        if isinstance(other, Predictions):
-            return replace(other, labels=None)
-        if other is None or isinstance(subject, Predictions):
-            return None
-        return predictions_of(subject, other, labels=False, progress=self.progress)
-
-    def reference(
-        self, subject: Subject, other: Iterable[Any] | Predictions | None
-    ) -> Predictions | None:
-        """What it says about earlier rows."""
-        if other is None or isinstance(other, Predictions) or isinstance(subject, Predictions):
-            return other if isinstance(other, Predictions) else None
-        return predictions_of(subject, other, progress=self.progress)
-
-    def columns(self, subject: Subject) -> tuple[str, ...] | None:
-        """Names of the rows' columns, where they are known before any pass."""
-        rows = subject if isinstance(subject, Predictions) else self.rows or rows_of(self.loader)
-        return None if rows is None else tuple(rows.columns)
-
-    @property
-    def source(self) -> str:
-        """Where the rows came from and which split they are; empty where nobody knows."""
-        rows = self.rows or rows_of(self.loader)
-        return "" if rows is None else ", ".join(filter(None, [rows.source, rows.split]))
-
-
-def check_asked(
-    plan: Plan, subject: Subject, seen: Seen, outside: Any = None, reference: Any = None
-) -> None:
-    """Raise where the audit cannot be what was asked for, before any pass.
+def plan_for_numbers(plan: Plan | RegressionPlan | None) -> RegressionPlan | None:
+    """The plan, if it is one for a regression.
 
     Raises:
-        ConfigError: If a model is needed or a reference, or the score is none.
-        DataError: If there is no such column.
+        ConfigError: With what to pass instead.
     """
-    if plan.time is not None and reference is None:
-        raise ConfigError("time= is for the drift since a reference; pass reference= too.")
-    for name, other in (("outside", outside), ("reference", reference)):
-        made = other is None or isinstance(other, Predictions)
-        if isinstance(subject, Predictions) and not made:
-            raise ConfigError(
-                f"The subject is predictions, so nothing can predict the rows of {name}=. Pass "
-                "predictions there too, or audit the model."
-            )
-    if not isinstance(subject, Predictions) and plan.score not in SCORES:
-        raise ConfigError(f"There is no score {plan.score!r}; a model has {', '.join(SCORES)}.")
-    if (columns := seen.columns(subject)) is not None:
-        check_columns(columns, plan.columns or (), plan.time)
+    if isinstance(plan, Plan):
+        raise ConfigError(
+            "This is a regression, and a Plan is for models that choose a class. Pass a "
+            "RegressionPlan: tolerance, max_error, max_review, miss, levels, columns, resamples, "
+            "level and seed."
+        )
+    return plan
 
 
-def check_subject(subject: Any) -> None:
-    """Raise where something neither predicts nor is predictions.
+def plan_for_classes(plan: Plan | RegressionPlan | None) -> Plan | None:
+    """The plan, if it is one for a model that chooses a class.
 
     Raises:
-        ConfigError: With how to make either.
+        ConfigError: With what to pass instead.
     """
-    # A rival is known by its method; a class has it too, and is not made yet.
-    predicts = hasattr(subject, "predict_loader") and not isinstance(subject, type)
-    if not predicts and not isinstance(subject, (nn.Module, Predictions)):
+    if isinstance(plan, RegressionPlan):
         raise ConfigError(
-            f"A {type(subject).__name__} cannot be audited. Pass a BayesianPeft "
-            "(BayesianPeft.from_pretrained(folder)), a model, a rival, or Predictions "
-            "(read_predictions(file))."
+            "A RegressionPlan is for a regression, and nothing says that this is one. Pass a Plan; "
+            "or, if it predicts a number, a BayesianPeft with a Gaussian likelihood, "
+            "fit_noise(model, loader), or RealPredictions."
         )
+    return plan
 
 
-def loader_of(other: Iterable[Any] | Predictions | None) -> Iterable[Any] | None:
-    """Rows that a rival too can be shown: predictions are those of the subject alone."""
-    return None if isinstance(other, Predictions) else other
+def check_rows_for_numbers(outside: object, reference: object) -> None:
+    """Raise where a regression is asked about rows that it is not compared with.
 
-
-def name_of(subject: Subject) -> str:
-    """What a subject is called where nobody has named it."""
-    if isinstance(subject, BayesianPeft):
-        return "ours"
-    if isinstance(subject, Predictions):
-        return "predictions"
-    return "MAP" if isinstance(subject, nn.Module) else subject.name
-
-
-def audited(name: str, ours: Predictions, outside: Predictions | None, plan: Plan) -> Audited:
-    """One model, measured; without labels there is nothing to measure."""
-    settings: dict[str, Any] = {"resamples": plan.resamples, "level": plan.level}
-    figures = {}
-    if ours.labels is not None:
-        score = ranked_by(ours, plan.score)
-        figures = dict(measure(ours, score=score, generator=plan.generator(), **settings))
-    told = {}
-    if outside is not None:
-        check_classes(ours, outside, "outside=")
-        told = dict(detect(ours, outside, generator=plan.generator(), **settings))
-    return Audited(name, ours, figures, told)
-
-
-def ranked_by(predictions: Predictions, score: str) -> str:
-    """The score wanted, or confidence where there is none of it, or it is the same for all rows."""
-    usable = score in predictions.score_names and np.ptp(predictions.score(score)) > 0
-    return score if usable else CONFIDENCE
-
-
-def difference(ours: Predictions, other: Predictions, plan: Plan) -> dict[str, Any]:
-    """The subject's figures less a rival's, on the same resamples."""
-    if ours.labels is None:
-        return {}
-    return dict(
-        compare(
-            ours,
-            other,
-            score=ranked_by(ours, plan.score),
-            rival_score=ranked_by(other, plan.score),
-            resamples=plan.resamples,
-            level=plan.level,
-            generator=plan.generator(),
+    Raises:
+        ConfigError: With what to do instead.
+    """
+    given = {"outside=": outside, "reference=": reference}
+    if names := [name for name, value in given.items() if value is not None]:
+        raise ConfigError(
+            f"This is a regression, and {' and '.join(names)} {'is' if len(names) == 1 else 'are'} "
+            "for models that choose a class: of numbers, neither rows from elsewhere nor drift are "
+            "looked at. Leave it out, and audit those rows on their own."
         )
-    )
-
-
-def groups(ours: Predictions, plan: Plan) -> tuple[Slice, ...]:
-    """Every group of rows that was asked for; without labels there is nothing to compare."""
-    if ours.labels is None:
-        return ()
-    columns = None if plan.columns is None else tuple(dict.fromkeys(plan.columns))
-    return slices(ours, columns, level=plan.level)
-
-
-def decisions(ours: Predictions, plan: Plan) -> tuple[Decision, ...]:
-    """The thresholds asked for; a promise about errors needs labels."""
-    wanted: list[tuple[float | None, Callable[..., Decision]]] = [(plan.max_review, review_share)]
-    if ours.labels is not None:
-        wanted.insert(0, (plan.max_error, at_most_errors))
-    return tuple(
-        decide(ours, goal, score=plan.score, confidence=plan.level)
-        for goal, decide in wanted
-        if goal is not None
-    )
-
-
-def prediction_sets(ours: Predictions, plan: Plan) -> ConformalSets | None:
-    """Sets that hold the label as often as asked for."""
-    if plan.sets is None or ours.labels is None:
-        return None
-    return conformal_sets(ours, plan.sets)
-
-
-def drifted(ours: Predictions, reference: Predictions | None, plan: Plan) -> Drift | None:
-    """What has changed since the reference."""
-    if reference is None:
-        return None
-    return drift(ours, reference, time=plan.time, level=plan.level, seed=plan.seed)

@@ -13,7 +13,7 @@ from torch import nn
 from posthoc_bhpeft.api import BayesianPeft
 from posthoc_bhpeft.batches import Loader, device_of
 from posthoc_bhpeft.errors import ConfigError
-from posthoc_bhpeft.likelihood import Categorical, Likelihood
+from posthoc_bhpeft.likelihood import Categorical, Gaussian, Likelihood
 from posthoc_bhpeft.predictive import Prediction
 from posthoc_bhpeft.rivals import (
     Dropout,
@@ -41,6 +41,7 @@ class RivalName(str, Enum):
 
 NEEDS_HELD_OUT = frozenset({RivalName.TEMPERATURE, RivalName.SCALED})
 NEEDS_TRAINING = frozenset({RivalName.LAST_LAYER, RivalName.DIAGONAL})
+NEEDS_CLASSES = NEEDS_HELD_OUT
 NEEDS_POSTERIOR = frozenset({RivalName.SCALED})
 REMEDIES = {
     RivalName.TEMPERATURE: "Pass Contest(..., held_out=loader) (--held-out SPLIT).",
@@ -64,6 +65,20 @@ def rival_name(name: RivalName | str) -> RivalName:
     except ValueError:
         known = ", ".join(one.value for one in RivalName)
         raise ConfigError(f"There is no rival {str(name)!r}. Known: {known}.") from None
+
+
+def check_for_numbers(names: Iterable[RivalName]) -> None:
+    """Raise where a rival is none for a regression.
+
+    Raises:
+        ConfigError: With those that are.
+    """
+    if wrong := [name.value for name in names if name in NEEDS_CLASSES]:
+        able = ", ".join(name.value for name in RivalName if name not in NEEDS_CLASSES)
+        raise ConfigError(
+            f"The rival {wrong[0]!r} divides the logits of classes, and a regression has none. "
+            f"Known for a regression: {able}."
+        )
 
 
 @dataclass(frozen=True)
@@ -90,14 +105,15 @@ class Contest:
     """What rivals may be made of.
 
     Attributes:
-        subject: The posterior under audit, or a trained model without one.
+        subject: The posterior under audit, or a trained model without one; of a regression
+            `fit_noise(model, loader)`, which knows its noise.
         held_out: Labelled rows for a temperature, which must not be those of the audit.
         training: The rows the model was trained on.
         ensemble: Checkpoint folders of further members, trained from other seeds.
         progress: Show progress bars.
     """
 
-    subject: BayesianPeft | nn.Module
+    subject: BayesianPeft | Point | nn.Module
     held_out: Loader | None = None
     training: Loader | None = None
     ensemble: Sequence[str | Path] = ()
@@ -106,13 +122,13 @@ class Contest:
     @property
     def model(self) -> nn.Module:
         """The trained model."""
-        return self.subject.model if isinstance(self.subject, BayesianPeft) else self.subject
+        return self.subject if isinstance(self.subject, nn.Module) else self.subject.model
 
     @property
     def likelihood(self) -> Likelihood:
         """Of the labels given its outputs."""
         ours = self.subject
-        return ours.likelihood if isinstance(ours, BayesianPeft) else Categorical()
+        return Categorical() if isinstance(ours, nn.Module) else ours.likelihood
 
     def missing(self, name: RivalName) -> str:
         """What a rival would need that is not there, in words; empty if nothing."""
@@ -130,10 +146,12 @@ class Contest:
         """The rivals asked for, fitted and ready, by the name for tables.
 
         Raises:
-            ConfigError: If there is no such rival, it needs what is not there, or the model has no
-                dropout.
+            ConfigError: If there is no such rival, it needs what is not there or is not for
+                regressions, or the model has no dropout.
         """
         wanted = [rival_name(name) for name in dict.fromkeys(names)]
+        if isinstance(self.likelihood, Gaussian):
+            check_for_numbers(wanted)
         for name in wanted:
             if what := self.missing(name):
                 raise ConfigError(f"The rival {name.value!r} needs {what}. {REMEDIES[name]}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -15,15 +16,15 @@ from posthoc_bhpeft.audit.predictions import Predictions
 from posthoc_bhpeft.batches import check_rereadable
 from posthoc_bhpeft.data import EncodedRows, TextData, in_row_order
 from posthoc_bhpeft.errors import ConfigError, DataError
+from posthoc_bhpeft.likelihood import Bernoulli, Gaussian
 from posthoc_bhpeft.predictive import Prediction
 from posthoc_bhpeft.rivals import Point, Rival
 from posthoc_bhpeft.rivals.ensemble import class_names
 
 NOT_CLASSES = (
-    "This audit is about one class a row. For a regression call "
-    "posthoc_bhpeft.audit.regression.audit_regression; of several yes-or-no answers audit one at a "
-    "time, as "
-    "Predictions(stack([1 - p, p], 1), labels)."
+    "An audit is about one class a row, or about one number. Of several yes-or-no answers audit "
+    "one at a time, as Predictions(stack([1 - p, p], 1), labels); of a regression, "
+    "RealPredictions (posthoc_bhpeft.audit) or a BayesianPeft with a Gaussian likelihood."
 )
 """What to do with other outputs."""
 
@@ -55,8 +56,7 @@ def predictions_of(
             the loader.
     """
     check_order(loader)
-    if isinstance(subject, nn.Module):
-        check_kind(subject)
+    check_kind(subject)
     rival = Point(subject) if isinstance(subject, nn.Module) else subject
     about_rows = rows or rows_of(loader)
     # Rows whose labels are not read may call their classes what they like.
@@ -84,6 +84,17 @@ def rows_of(loader: Any) -> TextData | None:
     return encoded.rows if isinstance(encoded, EncodedRows) and in_order else None
 
 
+def described(rows: TextData | None) -> str:
+    """Where rows came from and which split they are, for a heading; empty where nobody knows.
+
+    Of a path that stands for a place on one machine, only the name.
+    """
+    if rows is None:
+        return ""
+    place = Path(rows.source)
+    return ", ".join(filter(None, [place.name if place.is_absolute() else rows.source, rows.split]))
+
+
 def check_order(loader: Any) -> None:
     """Raise where every pass would see the rows in another order, or only the first sees any.
 
@@ -100,13 +111,16 @@ def check_order(loader: Any) -> None:
         )
 
 
-def check_kind(model: nn.Module) -> None:
-    """Raise where a transformers model says that it does not choose one class a row.
+def check_kind(subject: object) -> None:
+    """Raise where a subject says that it does not choose one class a row.
 
     Raises:
         DataError: With what it says.
     """
-    config = getattr(model, "config", None)
+    likelihood = getattr(subject, "likelihood", None)
+    if isinstance(likelihood, Bernoulli | Gaussian):
+        raise DataError(f"{NOT_CLASSES} This one has the likelihood {likelihood}.")
+    config = getattr(subject, "config", None)
     kind = getattr(config, "problem_type", None) or OF_ONE_CLASS
     if kind != OF_ONE_CLASS or getattr(config, "num_labels", 2) == 1:
         raise DataError(f"{NOT_CLASSES} This model is for {kind.replace('_', ' ')}.")

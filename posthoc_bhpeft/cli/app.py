@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from posthoc_bhpeft.cli import audit, demo, fit, predict, stream, train
+from posthoc_bhpeft.cli import audit, convert, demo, fit, predict, stream, train
+from posthoc_bhpeft.cli.panels import Grouped
 
 _HELP = """Uncertainty for fine-tuned Transformers, after training.
 
@@ -15,6 +16,7 @@ _HELP = """Uncertainty for fine-tuned Transformers, after training.
   bhpeft predict out --data DATA --split test --output preds  calibrated predictions
   bhpeft audit out --output report                            which answers go to a human?
   bhpeft stream DATA --by date --every year --output out      learn on, round by round
+  bhpeft import THEIR_LORA THEIR_PREFIX --output out          begin with what others trained
 
 DATA is a folder with train.jsonl (validation.jsonl, test.jsonl), a csv, json, jsonl or parquet
 file, or the name of a data set on the hub. Every command explains itself: bhpeft train --help.
@@ -35,8 +37,10 @@ app = typer.Typer(
 app.command("train", epilog=_EPILOG)(train.train)
 app.command("fit", epilog=_EPILOG)(fit.fit)
 app.command("predict", epilog=_EPILOG)(predict.predict)
-app.command("audit", epilog=_AUDIT_EPILOG)(audit.audit)
+app.command("audit", cls=Grouped, epilog=_AUDIT_EPILOG)(audit.audit)
 app.command("stream", epilog=_EPILOG)(stream.stream)
+app.command("import", epilog=_EPILOG)(convert.import_folders)
+app.command("export-lora", epilog=_EPILOG)(convert.export_lora_of)
 app.command("demo", epilog=_EPILOG)(demo.demo)
 
 

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from posthoc_bhpeft.audit.metrics import Interval
 from posthoc_bhpeft.audit.metrics.catalogue import DETECTION, METRICS, Metric
-from posthoc_bhpeft.audit.report import verdict
+from posthoc_bhpeft.audit.regression.figures import REGRESSION
+from posthoc_bhpeft.audit.regression.result import RegressionAudit
+from posthoc_bhpeft.audit.reporting import verdict
 from posthoc_bhpeft.audit.result import Audit
 from posthoc_bhpeft.audit.words import counted
 from posthoc_bhpeft.cli.output import Output
 
 
-def show(found: Audit, out: Output) -> None:
+def show(found: Audit | RegressionAudit, out: Output) -> None:
     """The verdict, the figures and the decisions, for a terminal."""
-    models = (found.subject, *found.rivals)
-    if found.subject.figures:
-        rows = [
-            [metric.title, *(interval_text(metric, model.figures[metric.name]) for model in models)]
-            for metric in METRICS
-            if metric.name in found.subject.figures
-        ]
-        out.table(heading(found), ["", *(model.name for model in models)], rows)
+    if isinstance(found, RegressionAudit):
+        numbers(found, out)
+    else:
+        classes(found, out)
+    out.say(f"\n{verdict(found)}")
+
+
+def classes(found: Audit, out: Output) -> None:
+    """What was found about a model that chooses a class."""
+    figures(found, METRICS, out)
     if found.subject.detection:
         names, rows = detection(found)
         out.table(f"AUROC, {counted(found.outside_rows, 'row')} from elsewhere", ["", *names], rows)
@@ -31,10 +36,35 @@ def show(found: Audit, out: Output) -> None:
         out.say(f"prediction sets: {found.sets.guarantee}\n")
     for one in found.slices:
         if one.finding:
-            out.say(f"{one.column} {one.value} ({one.rows} rows): {one.finding}")
+            later = ", known only with the label" if one.of_label else ""
+            out.say(f"{one.column} {one.value} ({counted(one.rows, 'row')}{later}): {one.finding}")
     if found.drift is not None:
         out.say(f"\nDrift: {found.drift.finding}")
-    out.say(f"\n{verdict(found)}")
+
+
+def numbers(found: RegressionAudit, out: Output) -> None:
+    """What was found about a regression."""
+    figures(found, REGRESSION, out)
+    for decision in found.decisions:
+        out.say(f"{decision.goal}: {decision.guarantee}\n")
+    if found.conformal is not None:
+        out.say(f"conformal intervals: {found.conformal.guarantee}\n")
+    for one in found.groups:
+        if one.finding:
+            out.say(f"{one.column} {one.value} ({counted(one.rows, 'row')}): {one.finding}")
+
+
+def figures(found: Audit | RegressionAudit, catalogue: Sequence[Metric[Any]], out: Output) -> None:
+    """A table of all figures of all models; nothing without labels."""
+    models = (found.subject, *found.rivals)
+    if not found.subject.figures:
+        return
+    rows = [
+        [metric.title, *(interval_text(metric, model.figures[metric.name]) for model in models)]
+        for metric in catalogue
+        if metric.name in found.subject.figures
+    ]
+    out.table(heading(found), ["", *(model.name for model in models)], rows)
 
 
 def detection(found: Audit) -> tuple[list[str], list[list[str]]]:
@@ -55,7 +85,7 @@ def detection(found: Audit) -> tuple[list[str], list[list[str]]]:
     return [model.name for model in models], rows
 
 
-def heading(found: Audit) -> str:
+def heading(found: Audit | RegressionAudit) -> str:
     """What was audited, and how many rows of it."""
     rows = counted(len(found.subject.predictions), "row")
     return f"{found.data}, {rows}" if found.data else rows

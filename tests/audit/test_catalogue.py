@@ -13,10 +13,11 @@ from posthoc_bhpeft.audit.metrics.detection import Scored
 from posthoc_bhpeft.audit.metrics.gaussian import DrawnGaussians, Gaussians
 from posthoc_bhpeft.audit.metrics.rows import Resampled, Rows
 from posthoc_bhpeft.audit.predictions import Predictions
+from posthoc_bhpeft.audit.regression.figures import REGRESSION
 from posthoc_bhpeft.errors import DataError
 from tests.audit.drawn import Pair, pair_of, pairs, weights_and_copies
 
-ALL = (*METRICS, *DETECTION, *GAUSSIAN)
+ALL = (*METRICS, *DETECTION, *REGRESSION)
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 
 # Their bins are fixed by the rows, so copies of rows would have other bins.

@@ -146,7 +146,7 @@ def test_rows_of_another_number() -> None:
     [
         ({"problem_type": "regression", "num_labels": 3}, "is for regression"),
         ({"problem_type": "multi_label_classification"}, "multi label classification"),
-        ({"num_labels": 1}, "audit_regression"),
+        ({"num_labels": 1}, "RealPredictions"),
     ],
 )
 def test_a_model_says_that_it_does_not_choose_a_class(config: dict[str, Any], said: str) -> None:
@@ -168,7 +168,7 @@ class Outputs:
 @pytest.mark.parametrize("likelihood", [Gaussian(1.0), Bernoulli()], ids=repr)
 def test_other_outputs_are_refused_with_the_way_out(likelihood: Any) -> None:
     rows = without_labels(ROWS)
-    with pytest.raises(DataError, match=r"one class a row.*audit_regression.*one at a time"):
+    with pytest.raises(DataError, match=r"one class a row.*one at a time.*RealPredictions"):
         predictions_of(Outputs(likelihood), bag_loader(rows), progress=False)
 
 

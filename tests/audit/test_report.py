@@ -16,7 +16,7 @@ import pytest
 from posthoc_bhpeft.audit.drift import Drift
 from posthoc_bhpeft.audit.drift.periods import Period
 from posthoc_bhpeft.audit.metrics import Interval
-from posthoc_bhpeft.audit.report import Made, page, verdict, write_report
+from posthoc_bhpeft.audit.report import Made, class_verdict, page, write_class_report
 from posthoc_bhpeft.audit.report.classes import confusions, counts, per_class
 from posthoc_bhpeft.audit.report.drawings import drawings, inline, marks
 from posthoc_bhpeft.audit.report.examples import MOST_LETTERS, galleries
@@ -282,8 +282,9 @@ def test_long_texts_are_cut_and_nothing_is_lost() -> None:
 def test_files_are_written_together(tmp_path: Path) -> None:
     (tmp_path / "audit.json").write_text("{}")
     (tmp_path / "periods.png").write_bytes(b"old")
+    (tmp_path / "pit.png").write_bytes(b"of a regression")
     (tmp_path / "mine.png").write_bytes(b"mine")
-    write_report(audit_of(rivals=("MAP",)), tmp_path, made=MADE)
+    write_class_report(audit_of(rivals=("MAP",)), tmp_path, made=MADE)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
         "audit.json", "confidence.png", "confusion.png", "mine.png", "reliability-1-map.png",
@@ -293,7 +294,7 @@ def test_files_are_written_together(tmp_path: Path) -> None:
 
 
 def test_a_file_gets_its_pictures_beside_it(tmp_path: Path) -> None:
-    write_report(audit_of(labels=False, scores=False), tmp_path / "one.html", made=MADE)
+    write_class_report(audit_of(labels=False, scores=False), tmp_path / "one.html", made=MADE)
     assert {path.name for path in tmp_path.iterdir()} == {"one.html", "one-confidence.png"}
 
 
@@ -307,7 +308,7 @@ def test_nothing_is_left_where_writing_fails(
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", full_disk)
     monkeypatch.setattr("posthoc_bhpeft.audit.report.writing.page", lambda *_, **__: "new")
     with pytest.raises(CheckpointError, match="no space"):
-        write_report(audit_of(), tmp_path)
+        write_class_report(audit_of(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     assert (tmp_path / "report.html").read_text() == "old"
 
@@ -324,7 +325,7 @@ def test_page_says_when_and_how_it_was_made() -> None:
     assert "<code>bhpeft audit x</code>" in text
     assert "posthoc-bhpeft 9.9" in text
     assert "Kronecker" in text
-    assert verdict(full()).level in text
+    assert class_verdict(full()).level in text
 
 
 def test_numbers_as_people_read_them() -> None:

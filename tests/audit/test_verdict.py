@@ -12,7 +12,7 @@ from scipy.stats import beta
 from posthoc_bhpeft.audit.drift import Drift
 from posthoc_bhpeft.audit.metrics import Interval
 from posthoc_bhpeft.audit.predictions import Predictions
-from posthoc_bhpeft.audit.report import NOT_YET, READY, REVIEW, UNCLEAR, Rules, verdict
+from posthoc_bhpeft.audit.report import NOT_YET, READY, REVIEW, UNCLEAR, Rules, class_verdict
 from posthoc_bhpeft.audit.report.rules import (
     Answer,
     chance_agreement,
@@ -56,7 +56,7 @@ def drifted(apart: float, p: float) -> Drift:
 
 
 def test_ready() -> None:
-    found = verdict(audit())
+    found = class_verdict(audit())
     assert found.level == READY
     assert found.sentences[0] == "Ready to answer by itself."
     assert str(found).startswith("Ready to answer by itself. 400 labelled rows.")
@@ -65,11 +65,11 @@ def test_ready() -> None:
 def test_rows_border() -> None:
     assert answers(audit(predictions=told(100, 0)))["evidence"] == "yes"
     assert answers(audit(predictions=told(99, 0)))["evidence"] == "no"
-    assert verdict(audit(predictions=told(99, 0))).level == UNCLEAR
+    assert class_verdict(audit(predictions=told(99, 0))).level == UNCLEAR
 
 
 def test_no_labels_is_unclear_and_says_what_to_do() -> None:
-    found = verdict(audit(predictions=replace(told(), labels=None)))
+    found = class_verdict(audit(predictions=replace(told(), labels=None)))
     assert found.level == UNCLEAR
     assert "Label 100 rows" in str(found)
 
@@ -115,7 +115,7 @@ def test_without_errors_there_is_nothing_to_rank() -> None:
 
 
 def test_the_same_answer_to_every_row_tells_nothing() -> None:
-    found = verdict(audit(predictions=told(400, 0, constant=True)))
+    found = class_verdict(audit(predictions=told(400, 0, constant=True)))
     assert found.level == NOT_YET
     assert "“0” to every row" in found.advice[0]
 
@@ -133,7 +133,7 @@ def test_answers_by_chance_are_not_shown_to_tell_anything() -> None:
     rng = np.random.default_rng(1)
     p = Predictions(rng.dirichlet([1.0, 1.0], size=400), rng.integers(2, size=400))
     assert answers(audit(predictions=p))["knows"] == "not shown"
-    assert verdict(audit(predictions=p)).level == UNCLEAR
+    assert class_verdict(audit(predictions=p)).level == UNCLEAR
     against = replace(told(400, 0), labels=1 - np.arange(400) % 2)
     assert answers(audit(predictions=against))["knows"] == "no"
 
@@ -142,7 +142,10 @@ def test_groups_known_only_with_the_label_do_not_count() -> None:
     late = replace(group("rare", "badly served"), gap=None)
     assert answers(audit(slices=(group("a"), late)))["groups"] == "yes"
     assert answers(audit(slices=(late,)))["groups"] == "not asked"
-    assert verdict(audit(slices=(group("a", "badly served"),))).level == REVIEW
+    said = str(class_verdict(audit(slices=(group("a"), late))))
+    assert "1 group looked at, none with a finding. Known only with the label, but with a" in said
+    assert "Known only" not in str(class_verdict(audit(slices=(group("a"), group("b", "bad")))))
+    assert class_verdict(audit(slices=(group("a", "badly served"),))).level == REVIEW
 
 
 @pytest.mark.parametrize(
@@ -152,7 +155,7 @@ def test_groups_known_only_with_the_label_do_not_count() -> None:
 def test_drift_border(apart: float, p: float, answer: str) -> None:
     found = audit(drift=drifted(apart, p))
     assert answers(found)["drift"] == answer
-    assert verdict(found).level == (READY if answer == "yes" else REVIEW)
+    assert class_verdict(found).level == (READY if answer == "yes" else REVIEW)
 
 
 Y, N, M = "yes", "no", "not shown"
@@ -193,7 +196,7 @@ def test_review_names_the_first_promise() -> None:
     chosen = decision("at most 5 % wrong")
     later = replace(decision("at most 9 % wrong"), reviewed=interval(0.1))
     assert first_promise((impossible, everything, chosen, later)) is chosen
-    found = verdict(audit(predictions=told(400, 80), decisions=(impossible, chosen)))
+    found = class_verdict(audit(predictions=told(400, 80), decisions=(impossible, chosen)))
     assert found.level == REVIEW
     assert "confidence is below 70.0" in found.advice[0]
     assert "at most 5 % wrong" in found.advice[0]
@@ -204,7 +207,7 @@ def test_the_cost_on_other_rows_comes_first() -> None:
     from posthoc_bhpeft.audit.decisions import Cost
 
     checked = replace(decision(), checked=Cost(interval(0.44), interval(0.07), 50, 3))
-    found = verdict(audit(predictions=told(400, 80), decisions=(checked,)))
+    found = class_verdict(audit(predictions=told(400, 80), decisions=(checked,)))
     assert "44.0" in found.advice[0]
 
 
@@ -219,14 +222,14 @@ def test_rivals_that_are_better_are_said_only_where_it_is_shown() -> None:
         "even": {"nll": Interval(0.02, -0.01, 0.03)},
         "behind": {"nll": Interval(-0.02, -0.03, -0.01)},
     }
-    text = str(verdict(audit(differences=differences)))
+    text = str(class_verdict(audit(differences=differences)))
     assert "worse than that of ahead" in text
     assert "better than that of behind" in text
     assert "even" not in text
 
 
 def test_rules_can_be_set_and_are_checked() -> None:
-    assert verdict(audit(), Rules(error_rate=0.001)).level == REVIEW
+    assert class_verdict(audit(), Rules(error_rate=0.001)).level == REVIEW
     with pytest.raises(ConfigError, match="error_rate is 0"):
         Rules(error_rate=0.0)
     with pytest.raises(ConfigError, match="rows is 0"):

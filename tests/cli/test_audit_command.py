@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 
 import numpy as np
 import pytest
 
 from posthoc_bhpeft import BayesianPeft
+from posthoc_bhpeft.audit import Plan, RegressionPlan
 from posthoc_bhpeft.audit.files import read_predictions
 from posthoc_bhpeft.checkpoints import load_tokenizer
-from posthoc_bhpeft.cli.auditing import label
+from posthoc_bhpeft.cli.asked import label
 from posthoc_bhpeft.data import load_rows, make_loader
 from tests.cli.tools import TINY, call, ok, refused
 from tests.texts import make_base, make_folder, make_rows, write_jsonl
 
+PANELS = ["Rows", "Compared with", "What is measured", "What comes of it", "How it runs"]
 SMALL = (*TINY, "--epochs", "4")
 FAST = ("--resamples", "20")
+
+
+def flat(*arguments):
+    """What is shown, with every space a single one."""
+    return " ".join(call(*arguments).stdout.split())
 
 
 def dated(count, seed):
@@ -132,7 +140,8 @@ def test_rivals_that_need_rows_get_them(fitted, data):
         "diagonal Laplace",
         "ensemble of 2",
     ]
-    assert result["data"] == f"{data}, test"
+    # The name of the folder, for the place of it is nobody's business.
+    assert result["data"] == f"{data.name}, test"
     # The ensemble's second member is the model itself.
     one, both = result["figures"]["MAP"], result["figures"]["ensemble of 2"]
     assert one["nll"]["estimate"] == pytest.approx(both["nll"]["estimate"], abs=1e-6)
@@ -170,7 +179,7 @@ def test_drawn_rows_stay_beside_their_labels_and_columns(fitted, held, predicted
 def test_texts_stand_beside_their_probabilities(fitted, held, monkeypatch):
     # Batches are made by length, so this is where a wrong order would show.
     seen = {}
-    import posthoc_bhpeft.audit.report as report
+    import posthoc_bhpeft.audit.reporting as report
 
     def keep(found, *args, **kwargs):
         seen["found"] = found
@@ -425,7 +434,7 @@ def test_training_rows_are_refused_beside_the_audit_too(fitted, option):
 
 
 def test_nothing_is_written_where_the_report_fails(fitted, held, tmp_path, monkeypatch):
-    import posthoc_bhpeft.audit.report as report
+    import posthoc_bhpeft.audit.reporting as report
 
     def broken(*args, **kwargs):
         (args[1] / "report.html").write_text("half")
@@ -476,6 +485,16 @@ def test_a_score_that_is_the_same_for_all_rows(trained):
     assert "'confidence'" in message
 
 
+def test_a_tolerance_is_for_numbers(fitted, predicted):
+    for subject in (fitted, predicted):
+        assert "an answer is right or wrong" in refused("audit", subject, "--tolerance", "1")
+
+
+def test_a_gate_about_numbers_is_refused_before_any_pass(fitted):
+    message = refused("audit", fitted, "--fail-if", "rmse>1")
+    assert "this audit will have accuracy" in message
+
+
 def test_a_rule_needs_a_posterior(trained):
     assert "bhpeft fit" in refused("audit", trained, "--save-review", "error")
     message = refused("audit", trained, "--compare", "ours-temperature")
@@ -487,27 +506,12 @@ def test_no_subject(tmp_path):
     assert "No file" in refused("audit", tmp_path / "nothing.csv")
 
 
-def test_a_regression_is_not_audited(base, tmp_path):
-    rows = [{**row, "label": 2.0 * row["label"] + 0.5} for row in make_rows(40)]
-    path = write_jsonl(tmp_path / "rows.jsonl", rows)
-    out = tmp_path / "out"
-    ok("train", "--model", base, "--data", path, "--output", out, *SMALL)
-    ok("fit", out)
-    assert "audit_regression" in refused("audit", out)
-    ok("predict", out, "--output", tmp_path / "preds")
-    message = refused("audit", tmp_path / "preds" / "predictions.jsonl")
-    assert "read_real_predictions" in message
-    assert "predictions.jsonl" in message
-
-
 def test_other_classes(fitted, base, data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     (tmp_path / "data" / "meta.json").write_text('{"label_names": ["good", "bad"]}')
     out = tmp_path / "out"
     ok("train", "--model", base, "--data", tmp_path / "data", "--output", out, *SMALL)
-    message = refused("audit", fitted, out)
-    assert "('bad', 'good')" in message
-    assert "('good', 'bad')" in message
+    assert "predict ('bad', 'good') and ('good', 'bad')" in refused("audit", fitted, out)
 
 
 # ----------------------------------------------------------------------------- what goes where
@@ -542,8 +546,24 @@ def test_quiet_is_quiet(predicted, tmp_path):
     assert call("audit", predicted, "--quiet", *FAST).output == ""
 
 
-def test_help_shows_examples():
-    assert "\n    bhpeft audit " in call("audit", "--help").stdout
+def test_help_shows_examples_and_every_option_in_a_group():
+    text = call("audit", "--help").stdout
+    assert "\n    bhpeft audit " in text
+    groups = [line[:-1] for line in text.splitlines() if line.endswith(":") and line[0] != " "]
+    assert groups == ["Arguments", *PANELS, "Help"]
+    last = text.split("\nHelp:\n")[1]
+    assert [word for word in last.split() if word.startswith("--")] == ["--help"]
+    assert "Options:" in call("train", "--help").stdout
+
+
+def test_defaults_in_the_help_are_those_of_the_plans():
+    said = dict(re.findall(r"--([a-z-]+) [^[]*\[default: ([^]]*)\]", flat("audit", "--help")))
+    plan, numbers = Plan(), RegressionPlan()
+    assert float(said["max-error"]) == plan.max_error == numbers.max_error
+    assert float(said["max-review"]) == plan.max_review == numbers.max_review
+    assert said["sets"] == f"{plan.sets}, of a regression {numbers.miss:.2f}"
+    assert said["score"] == plan.score
+    assert int(said["resamples"]) == plan.resamples == numbers.resamples
 
 
 def test_infinite_thresholds_are_json(predicted):

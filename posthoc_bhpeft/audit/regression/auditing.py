@@ -11,7 +11,7 @@ from torch import nn
 from posthoc_bhpeft.api import BayesianPeft
 from posthoc_bhpeft.audit.decisions.guarantees import check_open
 from posthoc_bhpeft.audit.metrics.bootstrap import Draws, check_level
-from posthoc_bhpeft.audit.predicting import rows_of
+from posthoc_bhpeft.audit.predicting import described, rows_of
 from posthoc_bhpeft.audit.regression.conformal import conformal_intervals
 from posthoc_bhpeft.audit.regression.coverage import LEVELS, coverage_at
 from posthoc_bhpeft.audit.regression.decisions import (
@@ -102,13 +102,7 @@ def audit_regression(
     plan: RegressionPlan | None = None,
     progress: bool = True,
 ) -> RegressionAudit:
-    """Measure a regression before anybody relies on it.
-
-    ```python
-    rivals = {"point": fit_noise(model, validation_loader)}
-    found = audit_regression(bayes, test_loader, rivals=rivals, plan=RegressionPlan(tolerance=1.0))
-    write_regression_report(found, "report")
-    ```
+    """Measure a model that predicts one number a row: `audit` where that is known.
 
     Args:
         subject: A `BayesianPeft` with a Gaussian likelihood, a rival, or `RealPredictions`.
@@ -119,9 +113,6 @@ def audit_regression(
         name: Of the subject, for tables.
         plan: What to measure; `RegressionPlan()` by default.
         progress: Show progress bars.
-
-    Returns:
-        Everything found; `write_regression_report` makes a page of it.
 
     Raises:
         ConfigError: If something is no model and no predictions, nothing says how large the noise
@@ -224,8 +215,3 @@ def check_columns(plan: RegressionPlan, subject: RealSubject, rows: TextData | N
         if name not in (*there, PREDICTED, LENGTH):
             known = ", ".join(there) or "none"
             raise DataError(f"There is no column {name!r}; the rows have {known}.")
-
-
-def described(rows: TextData | None) -> str:
-    """Where the rows came from and which split they are; empty where nobody knows."""
-    return "" if rows is None else ", ".join(filter(None, [rows.source, rows.split]))

@@ -22,7 +22,6 @@ from posthoc_bhpeft.audit.report.tables import Cell, Row, judged
 from posthoc_bhpeft.audit.report.writing import drawn, write_files
 
 OWN = "posthoc_bhpeft.audit.regression"
-PICTURES = ("intervals", "pit", "deviation", "error_left")
 
 
 def write_regression_report(
@@ -32,7 +31,7 @@ def write_regression_report(
     rules: Rules | None = None,
     made: Made | None = None,
 ) -> None:
-    """Write the page and its pictures: all of them or none, as `write_report`.
+    """Write the page and its pictures: all of them or none, as `write_class_report`.
 
     Args:
         audit: What was found.
@@ -46,7 +45,7 @@ def write_regression_report(
     """
     pictures = real_drawings(audit)
     text = regression_page(audit, rules=rules, made=made, pictures=pictures)
-    write_files(place, text, drawn(pictures), PICTURES)
+    write_files(place, text, drawn(pictures))
 
 
 def regression_page(

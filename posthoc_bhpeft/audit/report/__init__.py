@@ -10,9 +10,9 @@ from posthoc_bhpeft.audit.report.verdict import (
     REVIEW,
     UNCLEAR,
     Verdict,
-    verdict,
+    class_verdict,
 )
-from posthoc_bhpeft.audit.report.writing import PAGE, write_report
+from posthoc_bhpeft.audit.report.writing import PAGE, write_class_report
 
 __all__ = [
     "NOT_YET",
@@ -24,7 +24,7 @@ __all__ = [
     "Made",
     "Rules",
     "Verdict",
+    "class_verdict",
     "page",
-    "verdict",
-    "write_report",
+    "write_class_report",
 ]

@@ -15,7 +15,7 @@ from posthoc_bhpeft.audit.report.examples import galleries
 from posthoc_bhpeft.audit.report.glossary import ordered, terms
 from posthoc_bhpeft.audit.report.rules import Rules, to_review
 from posthoc_bhpeft.audit.report.tables import detection_rows, detection_terms, rows
-from posthoc_bhpeft.audit.report.verdict import HOW, verdict
+from posthoc_bhpeft.audit.report.verdict import HOW, class_verdict
 from posthoc_bhpeft.audit.result import Audit
 
 PACKAGE = "posthoc_bhpeft.audit.report"
@@ -78,7 +78,7 @@ def page(
             audit=audit,
             subject=audit.subject,
             predictions=audit.subject.predictions,
-            verdict=verdict(audit, rules),
+            verdict=class_verdict(audit, rules),
             how=HOW,
             sections=sections(audit, drawn),
             pictures=drawn,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -197,23 +197,23 @@ def ranking(audit: Audit, rules: Rules) -> Check:
 
 def groups(audit: Audit, rules: Rules) -> Check:
     """Whether no group of rows is served worse than the others."""
-    # Groups made by the label have no gap; nobody knows them when an answer is given.
-    asked = [group for group in audit.slices if group.gap is not None]
-    return served_alike(
-        asked,
+    # Nobody knows a group made by the label when an answer is given.
+    check = served_alike(
+        [group for group in audit.slices if not group.of_label],
         "no group that is known before the answer has a finding, after adjusting for how "
         "many were looked at",
     )
+    later = [group for group in audit.slices if group.of_label and group.finding]
+    more = f" Known only with the label, but with a finding: {named(later)}." if later else ""
+    return replace(check, sentence=check.sentence + more)
 
 
 def served_alike(asked: Sequence[Group], rule: str) -> Check:
     """Whether no group has a finding, in words; any groups with a column, a value and a finding."""
     found = [group for group in asked if group.finding]
-    names = ", ".join(f"{group.column} = {group.value}" for group in found[:3])
     sentence = f"{counted(len(asked), 'group')} looked at, none with a finding."
     if found:
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        sentence = f"{len(found)} of {counted(len(asked), 'group')} with a finding: {names}{more}."
+        sentence = f"{len(found)} of {counted(len(asked), 'group')} with a finding: {named(found)}."
     if not asked:
         sentence = "No column was given to look at groups by."
     return Check(
@@ -223,6 +223,12 @@ def served_alike(asked: Sequence[Group], rule: str) -> Check:
         answer="not asked" if not asked else "no" if found else "yes",
         sentence=sentence,
     )
+
+
+def named(groups: Sequence[Group]) -> str:
+    """The first of these groups, and how many more there are."""
+    names = ", ".join(f"{group.column} = {group.value}" for group in groups[:3])
+    return f"{names} and {len(groups) - 3} more" if len(groups) > 3 else names
 
 
 def drift(audit: Audit, rules: Rules) -> Check:

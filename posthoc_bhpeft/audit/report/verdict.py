@@ -52,7 +52,7 @@ class Verdict:
         return " ".join(self.sentences)
 
 
-def verdict(audit: Audit, rules: Rules | None = None) -> Verdict:
+def class_verdict(audit: Audit, rules: Rules | None = None) -> Verdict:
     """Whether a model may answer by itself, with review, or not: the first of `HOW` that holds.
 
     Every rule looks at the end of an interval and not at an estimate, so few rows lead to "too

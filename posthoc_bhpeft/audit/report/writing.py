@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,15 @@ from posthoc_bhpeft.audit.result import Audit
 from posthoc_bhpeft.folders import replacing_files
 
 PAGE = "report.html"
-PICTURES = ("confusion", "risk_coverage", "uncertainty", "slices", "periods", "reliability*")
+PICTURES = (
+    "confidence", "confusion", "deviation", "error_left", "intervals", "periods", "pit",
+    "reliability*", "risk_coverage", "slices", "uncertainty",
+)  # fmt: skip
+"""Every picture that some page has, of either kind of audit: one that is rewritten has no other."""
 _DOTS_PER_INCH = 150
 
 
-def write_report(
+def write_class_report(
     audit: Audit, place: str | Path, *, rules: Rules | None = None, made: Made | None = None
 ) -> None:
     """Write the page and its pictures: all of them or none.
@@ -39,24 +43,21 @@ def write_report(
     """
     pictures = drawings(audit)
     text = page(audit, rules=rules, made=made, pictures=pictures)
-    write_files(place, text, {**drawn(pictures), **_confusion(audit)}, PICTURES)
+    write_files(place, text, {**drawn(pictures), **_confusion(audit)})
 
 
-def write_files(
-    place: str | Path, text: str, figures: Mapping[str, Callable[[], Any]], known: Iterable[str]
-) -> None:
+def write_files(place: str | Path, text: str, figures: Mapping[str, Callable[[], Any]]) -> None:
     """A page and its pictures: all of them or none, and no picture of an older page stays.
 
     Args:
         place: A folder, which gets `report.html`; or a file that ends in `.html`.
         text: The page.
-        figures: Draw the pictures, by their names.
-        known: Patterns of the names that such a page may have pictures of.
+        figures: Draw the pictures, by their names, which are among `PICTURES`.
     """
     path = Path(place).expanduser()
     folder, name = (path.parent, path.name) if path.suffix == ".html" else (path, PAGE)
     stem = "" if name == PAGE else f"{Path(name).stem}-"
-    older = [file.name for one in known for file in folder.glob(f"{stem}{one}.png")]
+    older = [file.name for one in PICTURES for file in folder.glob(f"{stem}{one}.png")]
     with replacing_files(folder, optional=older) as fresh:
         (fresh / name).write_text(text, encoding="utf-8")
         for one, draw in figures.items():

@@ -65,6 +65,11 @@ class Slice:
     others_accuracy: float = float("nan")
     note: str = ""
 
+    @property
+    def of_label(self) -> bool:
+        """Whether the label makes the group, so that nobody knows it when an answer is given."""
+        return self.gap is None
+
 
 @dataclass(frozen=True)
 class _Grouping:
