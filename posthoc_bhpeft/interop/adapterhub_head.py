@@ -78,6 +78,18 @@ def read_head(model: PreTrainedModel, folder: Path) -> Head | None:
     return head
 
 
+def label_names(folder: Path) -> tuple[str, ...] | None:
+    """Names of the classes that a head was trained for; None where there is no head."""
+    if not (folder / CONFIG).is_file():
+        return None
+    config = read_json(folder / CONFIG)
+    form = config.get("config") or config
+    numbers = form.get("label2id") or config.get("label2id")
+    if numbers:
+        return tuple(sorted(numbers, key=lambda name: int(numbers[name])))
+    return tuple(f"LABEL_{index}" for index in range(int(form.get("num_labels") or 0))) or None
+
+
 def _flexible(
     model: PreTrainedModel, folder: Path, config: Mapping[str, Any], stored: Mapping[str, Tensor]
 ) -> Head:
