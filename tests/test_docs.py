@@ -58,6 +58,15 @@ def test_extending(capsys: pytest.CaptureFixture[str]) -> None:
     assert probabilities.equal(scope["again"].predict(scope["loader"][0]).probabilities)
 
 
+def test_generation(capsys: pytest.CaptureFixture[str]) -> None:
+    scope = run(ROOT / "docs" / "generation.md")
+    assert "Prior precision from the weights that the data can see" in capsys.readouterr().out
+    assert len(scope["rows"]) == 8 * 11
+    found = scope["generation"]
+    assert found.tokens.shape == found.epistemic.shape == found.mask.shape
+    assert bool((found.sequence_epistemic > 0).all())
+
+
 def test_the_custom_layer_has_the_right_gradient() -> None:
     scope = run(ROOT / "docs" / "extending.md")
     model = torch.nn.Sequential(scope["Scale"](4), torch.nn.Linear(4, 2)).double()
