@@ -127,11 +127,11 @@ def one_row(batch: Any) -> Inputs:
     """The first row of a batch, its labels left out."""
     inputs, _ = split_batch(batch)
     if isinstance(inputs, Tensor):
-        return inputs[:1]
+        return inputs[:1].clone()
     rows = rows_of(inputs)
-    # What has no axis of rows stays as it is.
+    # What has no axis of rows stays as it is. Copied: a part of a batch has the storage of all.
     return {
-        name: value[:1] if isinstance(value, Tensor) and len(value) == rows else value
+        name: value[:1].clone() if isinstance(value, Tensor) and len(value) == rows else value
         for name, value in inputs.items()
     }
 

@@ -11,6 +11,7 @@ import torch
 from posthoc_bhpeft import memory
 from posthoc_bhpeft.blocks import Kind, Observed
 from posthoc_bhpeft.curvature import Curvature, DiagonalGGN, KroneckerGGN, Placed
+from posthoc_bhpeft.curvature.sides import OVERSAMPLING
 from posthoc_bhpeft.size.blocks import (
     BlockBytes,
     block_bytes,
@@ -161,7 +162,7 @@ def alternatives(chosen: Estimate) -> list[Estimate]:
     found = []
     if isinstance(inner, KroneckerGGN):
         for rank in RANKS:
-            if inner.rank is None or rank < inner.rank:
+            if (inner.rank is None or rank < inner.rank) and (OVERSAMPLING + 1) * rank < inner.wide:
                 lower = replace(inner, rank=rank)
                 found.append(with_curvature(chosen, lower, f"KroneckerGGN(rank={rank})"))
     if not chosen.apart and work.device.type != "cpu":
