@@ -179,6 +179,7 @@ def _load(model: PeftModel, tensors: Mapping[str, Tensor], adapter_name: str) ->
     if lost or empty:
         raise CheckpointError(
             f"The checkpoints do not fill the hybrid: without a place {lost[:2]}, without a value "
-            f"{empty[:2]}. A part may lie inside a module that is trained whole (modules_to_save)."
+            f"{empty[:2]}. A part may lie inside a module that is trained whole, as a LoRA on the "
+            "head does. Load the base model anew: this one has the hybrid's layers now."
         )
     set_peft_model_state_dict(model, {**state, **given}, adapter_name=adapter_name)

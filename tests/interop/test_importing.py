@@ -307,6 +307,13 @@ def test_one_of_each_part(lora, prefix, tmp_path):
         import_hybrid(tiny_model("bert"))
 
 
+def test_a_lora_inside_the_head(tmp_path):
+    config = lora_config("roberta", task_type=None)
+    stock(tiny_model("roberta"), config).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"without a place .*classifier.*as a LoRA on the"):
+        import_hybrid(tiny_model("roberta"), tmp_path)
+
+
 def test_a_model_with_adapters_is_no_base(lora):
     model = import_hybrid(tiny_model("bert"), lora)
     for tuned in (model, model.get_base_model()):
