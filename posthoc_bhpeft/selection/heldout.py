@@ -75,16 +75,26 @@ def predictive_nll(
 ) -> Tensor:
     """Summed negative log likelihood of a batch's labels under the predictive, float64."""
     covariance = spectrum.at(precision, learnt_noise)
-    outputs, labels = spectrum.outputs, spectrum.labels
+    return (
+        predictive_losses(likelihood, link, spectrum.outputs, covariance, spectrum.labels)
+        .sum()
+        .cpu()
+    )
+
+
+def predictive_losses(
+    likelihood: Likelihood, link: Link, outputs: Tensor, covariance: Tensor, labels: Tensor
+) -> Tensor:
+    """NLL in nats of each row's label under `N(outputs, covariance)`, `(N,)`, float64."""
     if isinstance(likelihood, Gaussian):
-        return gaussian_nll(outputs, covariance, labels, likelihood.dispersion).sum().cpu()
+        return gaussian_nll(outputs, covariance, labels, likelihood.dispersion)
     if isinstance(likelihood, Bernoulli):
         variance = covariance.diagonal(dim1=-2, dim2=-1)
         probabilities = link.sigmoid(outputs, variance).double().clamp(1e-12, 1 - 1e-12)
         targets = labels.double().reshape(probabilities.shape)
-        return F.binary_cross_entropy(probabilities, targets, reduction="sum").cpu()
+        return F.binary_cross_entropy(probabilities, targets, reduction="none").sum(-1)
     probabilities = link.softmax(outputs, covariance).double().clamp_min(1e-12)
-    return -probabilities.gather(1, labels.long()[:, None]).log().sum().cpu()
+    return -probabilities.gather(1, labels.long()[:, None]).log().squeeze(1)
 
 
 def gaussian_nll(outputs: Tensor, covariance: Tensor, labels: Tensor, noise: float) -> Tensor:

@@ -126,17 +126,18 @@ class LeftOutRows:
         return F.softplus(-moved / torch.sqrt(1 + PROBIT * variance / temperature**2))
 
 
-def most_modest(losses: Tensor) -> int:
-    """The first candidate that is no worse than the best by more than two standard errors.
+def most_modest(losses: Tensor, errors: float = 2.0) -> int:
+    """The first candidate that is no worse than the best by more than some standard errors.
 
     Args:
         losses: `(K, R)`, of `K` candidates on the same rows; the most modest candidate first.
+        errors: How many.
 
     Returns:
-        Its index: the smallest `k` with `mean(e) <= 2 sd(e) / sqrt(R)`, `e = losses_k -
+        Its index: the smallest `k` with `mean(e) <= errors sd(e) / sqrt(R)`, `e = losses_k -
         losses_best` (the standard-error rule of Breiman et al. 1984, with paired differences).
     """
     excess = losses - losses[int(losses.mean(1).argmin())]
     error = excess.std(1) / math.sqrt(losses.shape[1]) if losses.shape[1] > 1 else 0.0
-    within = excess.mean(1) <= 2 * error + 1e-12
+    within = excess.mean(1) <= errors * error + 1e-12
     return int(within.int().argmax())

@@ -13,7 +13,7 @@ from posthoc_bhpeft.predictive.gradients import (
     label_directions,
     label_log_odds,
 )
-from posthoc_bhpeft.selection.leaveout import LeaveOneOut, LeftOutTemperature, temperatures
+from posthoc_bhpeft.selection.leaveout import LeaveOneOut, temperatures
 from posthoc_bhpeft.selection.leftout import DualVariances, LeftOutRows, most_modest
 from tests.models import seeded
 
@@ -197,7 +197,7 @@ def test_a_network_that_is_too_unsure_is_made_surer_and_no_other():
     rule = LeaveOneOut()
 
     def found(some):
-        return rule.temperature(some, some.matched_precision(), 600)
+        return rule.temperature(some, 600)
 
     assert found(rows).value == 1.0
     assert found(shrunk(rows, 4.0)).value == 1.0
@@ -207,8 +207,12 @@ def test_a_network_that_is_too_unsure_is_made_surer_and_no_other():
     assert "surer" in unsure.describe(600)
 
 
-def test_the_link_says_its_temperature():
-    from posthoc_bhpeft import LogOdds, Tempered
-
-    assert LeftOutTemperature(1.0, 0.5, 0.5).link() == LogOdds()
-    assert LeftOutTemperature(0.5, 0.5, 0.4).link() == Tempered(0.5, LogOdds())
+def test_none_below_the_coldest_is_tried():
+    x, y = two_classes(600)
+    rows = shrunk(rows_of(x, y, logistic(x, y, 1.0)), 0.3)
+    rule = LeaveOneOut()
+    free = rule.temperature(rows, 600).value
+    assert rule.temperature(rows, 600, coldest=0.9 * free).value == free
+    held = rule.temperature(rows, 600, coldest=1.1 * free).value
+    assert 1.1 * free <= held < 1.1 * free * math.exp(1 / 20)
+    assert rule.temperature(rows, 600, coldest=2.0).value == 1.0
