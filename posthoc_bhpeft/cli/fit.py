@@ -105,14 +105,19 @@ def fit(
             check_output,
             checkpoint_folder,
             load_adapter,
-            load_tokenizer,
             resolve_model,
             write_json,
         )
         from posthoc_bhpeft.cli.device import best_device
-        from posthoc_bhpeft.cli.rows import absolute, open_checkpoint, training_rows
-        from posthoc_bhpeft.data import RowSettings, make_loader
-        from posthoc_bhpeft.likelihood import Categorical, Gaussian
+        from posthoc_bhpeft.cli.rows import (
+            absolute,
+            batches_of,
+            open_checkpoint,
+            tokenizer_of,
+            training_rows,
+        )
+        from posthoc_bhpeft.cli.tasks import likelihood_of, name_labels
+        from posthoc_bhpeft.data import RowSettings
 
         folder = checkpoint_folder(checkpoint)
         target = folder if output is None else output
@@ -131,23 +136,23 @@ def fit(
                 seed=seed or 0,
             )
         chosen = training_rows(found, named, max_rows=max_rows, seed=seed)
-        for note in chosen.notes:
+        task = found.task.describe(chosen.train)
+        for note in (*chosen.notes, task):
             out.say(note)
         started = time.perf_counter()
         base = None if model is None else resolve_model(model)
         tuned = load_adapter(folder, base=base).to(best_device(device))
-        tokenizer = load_tokenizer(folder if _has_tokenizer(folder) else _base_of(tuned))
+        name_labels(tuned, chosen.train)
+        origin = _base_of(tuned)
 
         def loader(rows: Any) -> Any:
-            return make_loader(
-                rows, tokenizer, batch_size=batch_size, max_length=found.max_length, by_length=True
-            )
+            return batches_of(found, rows, origin, batch_size)
 
         held_out = None if chosen.validation is None else loader(chosen.validation)
         bayes = bayesianize(
-            tuned,
+            found.task.wrap(tuned, chosen.train, tokenizer_of(found, origin)),
             loader(chosen.train),
-            likelihood=Gaussian() if found.label_names is None else Categorical(),
+            likelihood=likelihood_of(chosen.train),
             curvature=_curvature(curvature, directions),
             prior=_prior(prior, precision, per, held_out),
             generator=torch.Generator().manual_seed(seed or 0),
@@ -163,6 +168,7 @@ def fit(
             "rows": len(chosen.train),
             "source": chosen.train.source,
             "split": chosen.train.split,
+            "task": task,
             "digest": chosen.train.digest,
             "prior": prior.value,
             "reason": bayes.reason,
@@ -225,10 +231,6 @@ def _prior(
     if choice is PriorChoice.held_out:
         return s.HeldOut(held_out)
     return s.MatchedPrecision() if choice is PriorChoice.matched else s.LeaveOneOut()
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return (folder / "tokenizer_config.json").is_file()
 
 
 def _base_of(model: Any) -> str:

@@ -114,6 +114,7 @@ def predict(
             open_checkpoint,
             reading,
             rows_to_predict,
+            tokenizer_of,
         )
         from posthoc_bhpeft.data import RowSettings, in_row_order
 
@@ -136,8 +137,11 @@ def predict(
             base=None if model is None else resolve_model(model),
             device=best_device(device),
             point=predictive is PredictiveChoice.map,
-            regression=found.label_names is None,
+            regression=found.regression,
         )
+        if predictor.bayes is None:
+            predictor = predictor.asked(found.task, rows, tokenizer_of(found, predictor.base))
+        names = found.names_for_reading or rows.label_names
         chosen = _predictive(predictive, link, samples, seed) or predictor.usual
         if review:
             predictor.check_review(chosen)
@@ -146,9 +150,7 @@ def predict(
         prediction = in_row_order(loader, prediction)
         metrics, reviews = measure(prediction, rows), predictor.describe_review(prediction)
         with whole_folder(output, overwrite=overwrite) as fresh:
-            write_rows(
-                fresh / "predictions.jsonl", prediction_rows(prediction, rows, found.label_names)
-            )
+            write_rows(fresh / "predictions.jsonl", prediction_rows(prediction, rows, names))
             about = {
                 "checkpoint": str(folder),
                 "data": rows.source,

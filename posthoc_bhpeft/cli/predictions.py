@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from posthoc_bhpeft.api import BayesianPeft, Predictive
 from posthoc_bhpeft.audit import summary
 from posthoc_bhpeft.checkpoints import load_adapter
 from posthoc_bhpeft.cli.output import plain
+from posthoc_bhpeft.cli.tasks import RowTask
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.predictive import MAP, Prediction
 from posthoc_bhpeft.predictive.uncertainty import predict_point
 from posthoc_bhpeft.saving import POSTERIOR_FILE
+from posthoc_bhpeft.tasks import base_of, split_task
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,12 @@ class Predictor:
     @property
     def base(self) -> str:
         """Where the base model came from."""
-        get_base: Any = getattr(self.model, "get_base_model", lambda: self.model)
-        return str(get_base().config._name_or_path)
+        base: Any = base_of(split_task(self.model)[0])
+        return str(base.config._name_or_path)
+
+    def asked(self, task: RowTask, rows: TextData, tokenizer: Any) -> Predictor:
+        """The same without a posterior, put to the task of its rows, which no file records."""
+        return replace(self, model=task.wrap(self.model, rows, tokenizer))
 
     @property
     def usual(self) -> Predictive:
@@ -109,6 +115,8 @@ def measure(prediction: Prediction, rows: TextData) -> dict[str, float]:
     """Figures of a labelled split; nothing where there are no labels."""
     if rows.labels is None or prediction.labels is None:
         return {}
+    if prediction.probabilities is not None and prediction.multilabel:
+        return measure_answers(prediction.probabilities, prediction.labels)
     if prediction.probabilities is not None:
         return dict(summary(prediction.probabilities, prediction.labels).to_dict())
     error = prediction.logits[:, 0].double() - prediction.labels.double().reshape(-1)
@@ -118,6 +126,25 @@ def measure(prediction: Prediction, rows: TextData) -> dict[str, float]:
         "rows": len(rows),
         "rmse": float(error.square().mean().sqrt()),
         "nll": float(nll.mean()),
+    }
+
+
+def measure_answers(probabilities: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Figures of several labels a row: over rows, and over all yes-or-no answers.
+
+    `nll` is in nats a row, summed over its answers; `exact` is the share of rows with no answer
+    wrong; `f1` is that of all answers that are or should be yes.
+    """
+    p, truth = probabilities.double(), labels.double()
+    said = (p > 0.5).double()
+    eps = torch.finfo(torch.float64).tiny
+    nll = -(truth * (p + eps).log() + (1 - truth) * (1 - p + eps).log()).sum(1)
+    return {
+        "rows": len(p),
+        "nll": float(nll.mean()),
+        "brier": float((p - truth).square().sum(1).mean()),
+        "exact": float((said == truth).all(1).double().mean()),
+        "f1": float(2 * (said * truth).sum() / (said.sum() + truth.sum()).clamp_min(1)),
     }
 
 
@@ -136,9 +163,7 @@ def prediction_rows(
         if rows.labels is not None:
             row["label"] = rows.labels[n]
         if prediction.probabilities is not None:
-            row["prediction"] = int(prediction.predicted[n])
-            if label_names is not None:
-                row["name"] = label_names[row["prediction"]]
+            row |= _answer(prediction, n, label_names)
             row["probabilities"] = _rounded(prediction.probabilities[n])
         elif deviations is not None:
             row["prediction"] = float(prediction.logits[n, 0])
@@ -147,6 +172,15 @@ def prediction_rows(
         for name in ("total", "aleatoric", "epistemic"):
             row[name] = round(float(getattr(prediction, name)[n]), 7)
         yield row | _reviewed(prediction, n, label_names)
+
+
+def _answer(prediction: Prediction, n: int, label_names: Sequence[str] | None) -> dict[str, Any]:
+    """The class of a row and its name, or all classes that apply where there may be several."""
+    if not prediction.multilabel:
+        chosen = int(prediction.predicted[n])
+        return {"prediction": chosen} | ({"name": label_names[chosen]} if label_names else {})
+    yes = (prediction.logits[n] > 0).nonzero().flatten().tolist()
+    return {"prediction": yes} | ({"names": [label_names[c] for c in yes]} if label_names else {})
 
 
 def _reviewed(prediction: Prediction, n: int, label_names: Sequence[str] | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from posthoc_bhpeft.checkpoints import TRAINING_FILE, checkpoint_labels, load_tokenizer
+from posthoc_bhpeft.cli.tasks import UNNAMED, RowTask, fitted_names, task_of
 from posthoc_bhpeft.data import (
     ChosenRows,
     RowSettings,
@@ -30,12 +31,26 @@ class Checkpoint:
     Attributes:
         folder: the folder.
         record: of the training; None where somebody else trained it.
-        label_names: names of the classes, None for regression.
+        label_names: names of the classes, None for regression, and where the rows tell them.
+        task: how rows are put to the model.
     """
 
     folder: Path
     record: TrainingRecord | None
     label_names: tuple[str, ...] | None
+    task: RowTask
+
+    @property
+    def regression(self) -> bool:
+        """Whether labels are real numbers."""
+        return self.label_names is None and not self.task.with_choices
+
+    def read_as(self, settings: RowSettings) -> RowSettings:
+        """Settings for reading rows as this checkpoint needs them."""
+        asked = replace(settings, choices=self.task.with_choices)
+        # One label a row is what was trained here; only others can have trained something else.
+        lists = None if self.record is None and not asked.choices else False
+        return replace(asked, multi_label=lists, regression=self.regression)
 
     @property
     def max_length(self) -> int:
@@ -49,15 +64,23 @@ class Checkpoint:
 
     @property
     def names_for_reading(self) -> tuple[str, ...] | None:
-        """Names to map labels by; a foreign checkpoint knows only how many classes there are."""
-        return self.label_names if self.record is not None else None
+        """Names to map labels by; a foreign checkpoint knows only how many classes there are.
+
+        Once it is fitted, its posterior knows the names in the rows that it was fitted on.
+        """
+        known = self.label_names or ()
+        return None if all(name.startswith(UNNAMED) for name in known) else self.label_names
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Read what a checkpoint folder records."""
     known = (folder / TRAINING_FILE).is_file()
     record = TrainingRecord.read(folder) if known else None
-    return Checkpoint(folder, record, checkpoint_labels(folder))
+    task = task_of(folder)
+    labels = None if task.with_choices else fitted_names(folder) or checkpoint_labels(folder)
+    # One output cannot be a choice of classes, whatever the name it is given.
+    alone = record is None and labels is not None and len(labels) == 1
+    return Checkpoint(folder, record, None if alone else labels, task)
 
 
 def check_no_stream(folder: Path) -> None:
@@ -119,15 +142,15 @@ def drawn_rows(rows: TextData, max_rows: int | None, seed: int) -> TextData:
 
 def batches_of(checkpoint: Checkpoint, rows: TextData, base: str, batch_size: int) -> Any:
     """Batches of rows, long ones first, tokenised for a checkpoint or else for its base model."""
-    folder = checkpoint.folder
-    own = (folder / "tokenizer_config.json").is_file()
-    return make_loader(
-        rows,
-        load_tokenizer(folder if own else base),
-        batch_size=batch_size,
-        max_length=checkpoint.max_length,
-        by_length=True,
-    )
+    tokenizer = tokenizer_of(checkpoint, base)
+    encoded = checkpoint.task.encode(rows, tokenizer, checkpoint.max_length)
+    return make_loader(encoded, tokenizer, batch_size=batch_size, by_length=True)
+
+
+def tokenizer_of(checkpoint: Checkpoint, base: str) -> Any:
+    """A checkpoint's own tokenizer, or else that of its base model."""
+    own = (checkpoint.folder / "tokenizer_config.json").is_file()
+    return load_tokenizer(checkpoint.folder if own else base)
 
 
 def training_rows(
@@ -160,7 +183,8 @@ def training_rows(
     else:
         if recorded is not None:
             named = replace(named, regression=checkpoint.label_names is None)
-        chosen = choose_rows(named)
+        chosen = choose_rows(checkpoint.read_as(named) if recorded is None else named)
+        _check_answers(checkpoint, chosen.train)
     _check_classes(checkpoint, chosen.train)
     if max_rows is None or max_rows >= len(chosen.train):
         return chosen
@@ -182,9 +206,8 @@ def rows_to_predict(
                 f"{source.name} has no split 'test'. Choose one with --split: "
                 f"{', '.join(source.splits)}."
             )
-    settings = replace(named, regression=checkpoint.label_names is None)
     rows = read_rows(
-        settings,
+        checkpoint.read_as(named),
         source,
         split,
         label_names=checkpoint.names_for_reading,
@@ -200,6 +223,16 @@ def _same_data(named: RowSettings, recorded: RowSettings) -> bool:
     return named.source == recorded.source and all(
         getattr(named, name) in (None, getattr(recorded, name)) for name in columns
     )
+
+
+def _check_answers(checkpoint: Checkpoint, rows: TextData) -> None:
+    """Raise where labels are yes or no, and a foreign checkpoint's one output may be either."""
+    if rows.regression and checkpoint.record is None and set(rows.labels or ()) <= {0.0, 1.0}:
+        raise DataError(
+            f"{rows.source} ({rows.split}) has only the labels 0 and 1, and the checkpoint has one "
+            "output: a regression, or one yes-or-no question? For the question use Python: "
+            "bayesianize(model, loader, likelihood=Bernoulli())."
+        )
 
 
 def _check_classes(checkpoint: Checkpoint, rows: TextData) -> None:

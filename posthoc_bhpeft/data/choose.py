@@ -27,6 +27,8 @@ class RowSettings:
         label_column: the column with the label, or None to find it.
         regression: True or False where it is known; None reads float labels as regression.
         drop_unlabelled: leave out rows whose label is missing or -1.
+        choices: rows are questions with choices.
+        multi_label: labels are lists; None tells from the values.
         max_rows: draw at most so many training rows by seed.
         max_validation_rows: draw at most so many validation rows by seed.
         seed: for every draw.
@@ -41,6 +43,8 @@ class RowSettings:
     label_column: str | None = None
     regression: bool | None = None
     drop_unlabelled: bool = False
+    choices: bool = False
+    multi_label: bool | None = False
     max_rows: int | None = None
     max_validation_rows: int = 500
     seed: int = 0
@@ -107,6 +111,8 @@ def read_rows(
         regression=settings.regression,
         drop_unlabelled=settings.drop_unlabelled,
         ignore_labels=ignore_labels,
+        choices=settings.choices,
+        multi_label=settings.multi_label,
     )
 
 
