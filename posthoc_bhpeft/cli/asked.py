@@ -139,7 +139,7 @@ def predicts_numbers(place: str) -> bool:
     if is_file(place):
         return holds_real_predictions(place)
     check_no_stream(Path(place))
-    return open_checkpoint(checkpoint_folder(place)).label_names is None
+    return open_checkpoint(checkpoint_folder(place)).regression
 
 
 def check_kind(
