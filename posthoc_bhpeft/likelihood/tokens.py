@@ -59,7 +59,22 @@ class Tokens(Likelihood):
                 "(mlm=False) and DataCollatorForSeq2Seq do. Prompt tuning, whose outputs are "
                 "longer than its inputs, is not supported here."
             )
-        check_class_labels(labels[labels != IGNORED], outputs.shape[-1])
+        if labels.is_floating_point():
+            check_class_labels(labels, outputs.shape[-1])
+        self.check_range(labels, outputs.shape[-1])
+
+    @staticmethod
+    def check_range(labels: Tensor, n_classes: int) -> None:
+        """Raise `DataError` unless every label `(N, T)` is -100 or in `0 .. n_classes - 1`."""
+        wrong = (labels != IGNORED) & ((labels < 0) | (labels >= n_classes))
+        if bool(wrong.any()):
+            row, position = wrong.nonzero()[0].tolist()
+            raise DataError(
+                f"Label {int(labels[row, position])} at position {position} of row {row} of the "
+                f"batch is out of range: the model has {n_classes} outputs a position, so labels "
+                f"must be 0 to {n_classes - 1}. Load the model with the right num_labels, or mark "
+                f"the position with {IGNORED}."
+            )
 
     def nll(self, outputs: Tensor, labels: Tensor) -> Tensor:
         targets = self.aligned(labels).long()
