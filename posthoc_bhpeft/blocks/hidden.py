@@ -72,8 +72,9 @@ def check_not_frozen(layers: dict[str, BaseTunerLayer]) -> None:
                 f"The active {family.__name__} adapter is frozen in all of its {len(paths)} layers "
                 f"(first: {paths[0]!r}), so its uncertainty would be left out. A checkpoint is "
                 "loaded frozen unless is_trainable=True is given; and peft freezes a LoRA when a "
-                "prefix PeftModel is put around it (and drops it on saving): use HybridConfig for "
-                "both together, or call requires_grad_(True) on its tensors."
+                "prefix PeftModel is put around it, and drops it on saving. Train both with "
+                "HybridConfig, put two checkpoints into one hybrid (docs/importing.md), or call "
+                "requires_grad_(True) on its tensors."
             )
 
 

@@ -5,11 +5,12 @@ import torch
 
 from posthoc_bhpeft.batches import forward, split_batch
 from posthoc_bhpeft.blocks import discover
+from posthoc_bhpeft.blocks.prompts import THAW
 from tests.contracts import any_direction, observations
 from tests.hybrid.families import single_rows, tiny_batch
 from tests.oracles import per_sample
 from tests.support.cases import Case, batches, cases, loaded
-from tests.support.table import quotation, row, run, written
+from tests.support.table import PAGE, quotation, row, run, written
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Unsupported layer type"),
@@ -42,6 +43,11 @@ def test_the_page_has_these_rows_and_no_others():
     assert len(stated) == len(cases()) == len({case.name for case in cases()})
     good = sum(not case.refused for case in cases())
     assert f"{good} of {len(cases())} rows are supported" in written()
+
+
+def test_the_page_thaws_prompts_as_the_message_says():
+    page = PAGE.read_text(encoding="utf-8")
+    assert all(line.strip() in page for line in THAW.splitlines())
 
 
 def gradients(model, batch, direction):
