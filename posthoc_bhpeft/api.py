@@ -82,12 +82,13 @@ def bayesianize(
             a pair `(inputs, labels)`. Read for the labels, for the fit, and for the prior. Where
             `accelerate`, a `DistributedSampler` or `Shard` divides it among processes, each calls
             this with its part, and all get the posterior of the whole.
-        likelihood: `Categorical()`, `Gaussian()` for regression, `Bernoulli()` for multi-label.
+        likelihood: `Categorical()`, `Gaussian()` for regression, `Bernoulli()` for multi-label,
+            `Tokens()` for labels at every position, `Tokens(shift=True)` for the next token.
         curvature: The estimator of the GGN.
         prior: The rule that chooses the precision of the prior, or the prior itself: what an
             earlier fit learnt (`bayes.as_prior()`), for a posterior chained to that one.
         predictive: How predictions are made, unless asked otherwise; by default `Linearized()` with
-            the temperature that the rule found.
+            the temperature that the rule found, with labels at every position `Tangent()`.
         recognizers: Find the blocks of each layer; add your own for other layers.
         engine: Makes the per-sample gradients; hooks by default.
         products: Keep the curvature of LoRA layers' `B A` too, for `as_prior(products=True)`.

@@ -16,7 +16,7 @@ from posthoc_bhpeft.audit.predictions import Predictions
 from posthoc_bhpeft.batches import check_rereadable
 from posthoc_bhpeft.data import EncodedRows, TextData, in_row_order
 from posthoc_bhpeft.errors import ConfigError, DataError
-from posthoc_bhpeft.likelihood import Bernoulli, Gaussian
+from posthoc_bhpeft.likelihood import Bernoulli, Gaussian, Tokens
 from posthoc_bhpeft.predictive import Prediction
 from posthoc_bhpeft.rivals import Point, Rival
 from posthoc_bhpeft.rivals.ensemble import class_names
@@ -118,6 +118,12 @@ def check_kind(subject: object) -> None:
         DataError: With what it says.
     """
     likelihood = getattr(subject, "likelihood", None)
+    if isinstance(likelihood, Tokens):
+        raise DataError(
+            "An audit is about one class a row, and this posterior has one at every position of a "
+            "text. Make positions the rows: audit(Predictions.of(bayes.predict_loader(loader)"
+            ".at_positions()))."
+        )
     if isinstance(likelihood, Bernoulli | Gaussian):
         raise DataError(f"{NOT_CLASSES} This one has the likelihood {likelihood}.")
     config = getattr(subject, "config", None)

@@ -26,6 +26,8 @@ from posthoc_bhpeft import (
     VisiblePrecision,
     bayesianize,
 )
+from posthoc_bhpeft.audit import Predictions
+from posthoc_bhpeft.audit.predicting import predictions_of
 from posthoc_bhpeft.batches import split_batch
 from posthoc_bhpeft.blocks import discover
 from posthoc_bhpeft.curvature import fit_curvature
@@ -322,6 +324,16 @@ def test_ragged_batches_are_joined_and_taken_apart_by_position():
     assert torch.equal(rows.probabilities, alone)
     with pytest.raises(DataError, match="one row a text already"):
         rows.at_positions()
+
+
+def test_positions_are_rows_for_an_audit():
+    bayes, batches = fitted("token classification", prior=FixedPrecision(5.0))
+    with pytest.raises(DataError, match=r"Make positions the rows.*at_positions\(\)"):
+        predictions_of(bayes, batches)
+    rows = Predictions.of(bayes.predict_loader(batches, progress=False).at_positions())
+    labels = torch.cat([batch["labels"][batch["attention_mask"] == 1] for batch in batches])
+    assert rows.labels.tolist() == labels.tolist()
+    assert "epistemic" in rows.score_names
 
 
 def test_positions_without_a_label_are_left_out_of_the_rows():
