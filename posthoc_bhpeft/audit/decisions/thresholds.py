@@ -8,20 +8,17 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from posthoc_bhpeft.audit.arrays import Floats, check_scores
 from posthoc_bhpeft.audit.decisions.conformal import ConformalSets
 from posthoc_bhpeft.audit.decisions.guarantees import (
     check_open,
     percent,
-    rows_for_rate,
     rows_without_error,
     share_interval,
     threshold_for_errors,
     threshold_for_share,
 )
+from posthoc_bhpeft.audit.decisions.needed import missing_rows
 from posthoc_bhpeft.audit.metrics import Interval
 from posthoc_bhpeft.audit.predictions import CONFIDENCE, Predictions
 from posthoc_bhpeft.errors import ConfigError, DataError
@@ -171,41 +168,6 @@ def checked_scores(predictions: Predictions, score: str) -> Floats:
     if len(predictions) == 0:
         raise DataError("There is no row to decide on.")
     return check_scores(predictions.score(score), len(predictions))
-
-
-def missing_rows(
-    scores: Floats, wrong: NDArray[np.bool_], rate: float, confidence: float
-) -> tuple[int | None, str]:
-    """How many rows would be needed to promise an error rate, and that in words.
-
-    The estimate takes the most certain rows, among those many enough to matter, that are wrong
-    least often, and asks how many rows as good as those are evidence enough.
-    """
-    rows, fewest = len(scores), rows_without_error(rate, confidence)
-    what = (
-        f"at most {percent(rate)} of the automatic answers wrong with probability "
-        f"{percent(confidence)}"
-    )
-    if rows < fewest:
-        return fewest, (
-            f"{rows} rows are too few to promise {what}: at least {fewest} are needed, and more "
-            "unless the most certain of them are all right."
-        )
-    sizes = np.arange(max(fewest // 2, 1), rows + 1)
-    rates = np.cumsum(wrong[np.argsort(scores, kind="stable")])[sizes - 1] / sizes
-    best = int(rates.argmin())
-    size, lowest = int(sizes[best]), float(rates[best])
-    seen = f"The {size} most certain of {rows} rows are wrong {percent(lowest)} of the time"
-    if lowest >= rate:
-        return None, (
-            f"{what[0].upper()}{what[1:]} cannot be promised. {seen}, so more rows would not help: "
-            "a better model would, or another score."
-        )
-    needed = max(math.ceil(rows_for_rate(lowest, rate, 1 - confidence) * rows / size), rows + 1)
-    return needed, (
-        f"{rows} rows are too few to promise {what}. {seen}; if that is their true rate, about "
-        f"{needed} rows are needed."
-    )
 
 
 def decided(

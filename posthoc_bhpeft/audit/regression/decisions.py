@@ -17,7 +17,7 @@ from posthoc_bhpeft.audit.decisions.guarantees import (
     threshold_for_errors,
     threshold_for_share,
 )
-from posthoc_bhpeft.audit.decisions.thresholds import missing_rows
+from posthoc_bhpeft.audit.decisions.needed import missing_rows
 from posthoc_bhpeft.audit.metrics import Interval
 from posthoc_bhpeft.audit.metrics.bootstrap import draw_weights, ends, quantile
 from posthoc_bhpeft.audit.regression.predictions import RealPredictions

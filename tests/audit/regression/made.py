@@ -6,7 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from posthoc_bhpeft.audit.regression import RealPredictions
+from posthoc_bhpeft.audit.regression import (
+    RealPredictions,
+    RegressionAudit,
+    RegressionPlan,
+    audit_regression,
+)
+
+ROWS = 150
 
 
 def honest(
@@ -24,3 +31,13 @@ def point(predictions: RealPredictions) -> RealPredictions:
     """The same means with the noise alone."""
     rows = len(predictions)
     return RealPredictions(predictions.mean, predictions.noise, np.zeros(rows), predictions.targets)
+
+
+def whole() -> RegressionAudit:
+    """An audit with something in every section of its page."""
+    rows = honest(
+        ROWS, texts=("A <b>fine</b> text",) * ROWS, columns={"site": ("a", "b", "c") * (ROWS // 3)},
+        about={"Posterior": "of the test"},
+    )  # fmt: skip
+    plan = RegressionPlan(tolerance=1.0, resamples=50)
+    return audit_regression(rows, rivals={"MAP": point(rows)}, plan=plan, name="mine")

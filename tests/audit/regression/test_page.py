@@ -30,10 +30,9 @@ from posthoc_bhpeft.audit.regression.plots import (
 )
 from posthoc_bhpeft.audit.report import Made
 from posthoc_bhpeft.errors import DataError
-from tests.audit.regression.made import honest, point
+from tests.audit.regression.made import honest, point, whole
 
 MADE = Made(datetime(2026, 1, 2, tzinfo=timezone.utc), "bhpeft audit x", "1.2.3")
-ROWS = 150
 
 
 class Page(HTMLParser):
@@ -64,12 +63,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def full() -> RegressionAudit:
-    rows = honest(
-        ROWS, texts=("A <b>fine</b> text",) * ROWS, columns={"site": ("a", "b", "c") * (ROWS // 3)},
-        about={"Posterior": "of the test"},
-    )  # fmt: skip
-    plan = RegressionPlan(tolerance=1.0, resamples=50)
-    return audit_regression(rows, rivals={"MAP": point(rows)}, plan=plan, name="mine")
+    return whole()
 
 
 @pytest.fixture(scope="module")
