@@ -1,5 +1,9 @@
 """`estimate`: bytes against tensors, passes against calls, and an 8B model that is only shapes."""
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -28,18 +32,20 @@ from posthoc_bhpeft.blocks import discover
 from posthoc_bhpeft.curvature import Exact, Subsample, fit_curvature
 from posthoc_bhpeft.errors import ConfigError, DataError, MemoryLimitError
 from posthoc_bhpeft.saving import posterior_tensors
+from posthoc_bhpeft.size import bytes_text
 from tests.hybrid.families import tiny_loader
 from tests.models import Pooled, hybrid, linear, lora, mlp, pairs, posterior_of
 
 LOADER = pairs((5, 3), 3)
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "size.md"
 
 
 def small():
     return mlp(3, 4, 3)
 
 
-def llama(layers=32):
-    """Llama 3's shape, LoRA of rank 8 on every linear layer; nothing is allocated."""
+def llama(layers):
+    """Llama 3's widths, LoRA of rank 8 on every linear layer; nothing is allocated."""
     config = LlamaConfig(
         vocab_size=128256,
         hidden_size=4096,
@@ -276,9 +282,27 @@ def test_placed_elsewhere_needs_little_here():
 # ---------------------------------------------------------------- eight billion parameters
 
 
-def test_eight_billion_parameters_by_shape_alone():
-    model = llama()
-    whole = estimate(model, batch_size=8, length=256, n_rows=10_000)
+@pytest.fixture(scope="module")
+def page():
+    """What the code of docs/size.md leaves behind."""
+    text = PAGE.read_text(encoding="utf-8")
+    scope: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        exec(block, scope)
+    return scope
+
+
+def test_the_page_shows_what_its_code_prints(page):
+    text = PAGE.read_text(encoding="utf-8")
+    assert str(page["low"]) in text
+    whole = page["whole"]
+    assert f"{bytes_text(whole.peak)} beside the model, {bytes_text(whole.resting)} of it" in (
+        " ".join(text.split())
+    )
+
+
+def test_eight_billion_parameters_by_shape_alone(page):
+    whole, low = page["whole"], page["low"]
     assert whole.work.model_bytes == pytest.approx(15.1e9, rel=0.01)
     assert whole.n_weights == 20_971_520 + 4 * 4096
     assert not whole.fits(80 * 10**9)
@@ -286,7 +310,6 @@ def test_eight_billion_parameters_by_shape_alone():
     narrow, middle, far = 1024**2, 4096**2, 14336**2
     sides = 32 * (6 * middle + far + 3 * middle + 2 * narrow + 2 * far + 14 * 64)
     assert whole.factor_phases["summing over the data"] == 4 * (sides + middle + 16)
-    low = estimate(model, batch_size=8, length=256, n_rows=10_000, curvature=KroneckerGGN(rank=32))
     assert low.fits(80 * 10**9)
     assert low.resting < 2**30
     changes = [one.change for one in whole.cheaper()]

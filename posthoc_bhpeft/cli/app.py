@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from posthoc_bhpeft.cli import audit, convert, demo, fit, predict, stream, train
+from posthoc_bhpeft.cli import audit, convert, demo, estimate, fit, predict, stream, train
 from posthoc_bhpeft.cli.panels import Grouped
 
 _HELP = """Uncertainty for fine-tuned Transformers, after training.
@@ -12,6 +12,7 @@ _HELP = """Uncertainty for fine-tuned Transformers, after training.
 \b
   bhpeft demo --output out                                    see it work, 5 minutes
   bhpeft train --model minilm --data DATA --output out        tune adapter, LoRA and prefix
+  bhpeft estimate out                                         what a posterior would need
   bhpeft fit out                                              add a posterior over them
   bhpeft predict out --data DATA --split test --output preds  calibrated predictions
   bhpeft audit out --output report                            which answers go to a human?
@@ -35,6 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 app.command("train", epilog=_EPILOG)(train.train)
+app.command("estimate", epilog=_EPILOG)(estimate.estimate)
 app.command("fit", epilog=_EPILOG)(fit.fit)
 app.command("predict", epilog=_EPILOG)(predict.predict)
 app.command("audit", cls=Grouped, epilog=_AUDIT_EPILOG)(audit.audit)

@@ -5,6 +5,7 @@ from posthoc_bhpeft.size.batch import BatchBytes
 from posthoc_bhpeft.size.blocks import BlockBytes
 from posthoc_bhpeft.size.estimate import Estimate, tables
 from posthoc_bhpeft.size.passes import Data, Passes
+from posthoc_bhpeft.size.shapes import shapes_of
 from posthoc_bhpeft.size.table import Table, bytes_text
 from posthoc_bhpeft.size.work import Work
 
@@ -19,5 +20,6 @@ __all__ = [
     "bytes_text",
     "check_memory",
     "estimate",
+    "shapes_of",
     "tables",
 ]

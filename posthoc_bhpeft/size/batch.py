@@ -152,7 +152,7 @@ def positions_of(inputs: Inputs) -> int:
 
 
 def text_row(model: nn.Module, length: int) -> Inputs:
-    """A row of token ids for a transformers model.
+    """A row of token ids for a transformers model, no longer than its positions.
 
     Raises:
         ConfigError: If the model has no vocabulary.
@@ -163,4 +163,5 @@ def text_row(model: nn.Module, length: int) -> Inputs:
             f"What {type(model).__name__} takes is not known, so no batch can be measured without "
             "one. Pass the loader: estimate(model, loader)."
         )
-    return {"input_ids": torch.ones(1, length, dtype=torch.long)}
+    longest = getattr(config, "max_position_embeddings", None) or length
+    return {"input_ids": torch.ones(1, min(length, longest), dtype=torch.long)}

@@ -242,7 +242,7 @@ def block_row(name: str, blocks: Sequence[BlockBytes]) -> tuple[str, ...]:
     return (name, *map(bytes_text, (*sums, sum(b.saved for b in blocks))))
 
 
-def short(block: BlockBytes, longest: int = 44) -> str:
+def short(block: BlockBytes, longest: int = 28) -> str:
     """The end of a block's name, with its shape."""
     name = block.name if len(block.name) <= longest else f"...{block.name[3 - longest :]}"
     return f"{name} {block.shape[0]} x {block.shape[1]}"

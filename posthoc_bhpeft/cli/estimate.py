@@ -1,0 +1,133 @@
+"""`bhpeft estimate`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from posthoc_bhpeft.cli.options import (
+    BaseOption,
+    CheckpointArgument,
+    CurvatureChoice,
+    DebugOption,
+    DirectionsChoice,
+    JsonOption,
+    QuietOption,
+)
+from posthoc_bhpeft.cli.output import running
+
+if TYPE_CHECKING:
+    from posthoc_bhpeft.curvature import Curvature
+    from posthoc_bhpeft.size import Estimate
+
+_BASES = ("float32", "bfloat16", "float16")
+
+
+def estimate(
+    checkpoint: CheckpointArgument,
+    curvature: Annotated[
+        CurvatureChoice, typer.Option("--curvature", help="Estimator of the curvature.")
+    ] = CurvatureChoice.kronecker,
+    directions: Annotated[
+        DirectionsChoice, typer.Option("--directions", help="Output directions.")
+    ] = DirectionsChoice.auto,
+    rank: Annotated[
+        int | None,
+        typer.Option("--rank", min=1, help="Keep wide sides (1024 and more) in this rank."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows a batch.")] = 16,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", help="Tokens a row. [default: of the training]")
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option("--rows", help="Training rows. [default: of the training]")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Of the base model: float32, bfloat16, float16.")
+    ] = "float32",
+    memory: Annotated[
+        float | None, typer.Option("--memory", help="GB of a card: does it fit, model included?")
+    ] = None,
+    model: BaseOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Say what `bhpeft fit` would need, in bytes and passes, before any of it is done.
+
+    Only configs are read: the model is made of shapes, so that one of billions of weights is
+    estimated in seconds on any machine.
+
+    \b
+    Examples:
+      bhpeft estimate out
+      bhpeft estimate out --dtype bfloat16 --rank 32 --memory 80
+    """  # noqa: D301 - \b is the character that keeps lines apart
+    with running(as_json=as_json, quiet=quiet, debug=debug) as out:
+        from posthoc_bhpeft.checkpoints import checkpoint_folder
+        from posthoc_bhpeft.cli.rows import open_checkpoint
+        from posthoc_bhpeft.errors import ConfigError
+        from posthoc_bhpeft.likelihood import Categorical, Gaussian
+        from posthoc_bhpeft.size import estimate as ask
+        from posthoc_bhpeft.size import shapes_of, tables
+
+        if dtype not in _BASES:
+            raise ConfigError(f"--dtype {dtype} is none of {', '.join(_BASES)}.")
+        found = open_checkpoint(checkpoint_folder(checkpoint))
+        recorded = None if found.record is None else found.record.train_rows
+        needed = ask(
+            shapes_of(checkpoint, base=model, dtype=dtype),
+            curvature=_chosen(curvature, directions, rank),
+            likelihood=Gaussian() if found.label_names is None else Categorical(),
+            batch_size=batch_size,
+            length=max_length or found.max_length,
+            n_rows=recorded if rows is None else rows,
+        )
+        for number, table in enumerate(tables(needed)):
+            out.table(table.title, table.columns, table.rows)
+            if number == 1 and memory is not None:
+                out.say(f"  {_verdict(needed, memory)}\n")
+        out.finish(command="estimate", **_summary(needed, memory))
+
+
+def _chosen(choice: CurvatureChoice, along: DirectionsChoice, rank: int | None) -> Curvature:
+    from posthoc_bhpeft.cli.fit import _curvature
+    from posthoc_bhpeft.curvature import KroneckerGGN
+    from posthoc_bhpeft.errors import ConfigError
+
+    made = _curvature(choice, along)
+    if rank is None:
+        return made
+    if not isinstance(made, KroneckerGGN):
+        raise ConfigError(f"--rank is for --curvature kronecker, not {choice.value}.")
+    return replace(made, rank=rank)
+
+
+def _verdict(needed: Estimate, memory: float) -> str:
+    from posthoc_bhpeft.size import bytes_text
+
+    total = needed.work.model_bytes + needed.peak
+    fits = "fits" if needed.fits(int(memory * 10**9)) else "does not fit"
+    return (
+        f"{fits} on a card of {memory:g} GB: the model takes "
+        f"{bytes_text(needed.work.model_bytes)}, model and fit {bytes_text(total)}"
+    )
+
+
+def _summary(needed: Estimate, memory: float | None) -> dict[str, Any]:
+    fits = None if memory is None else needed.fits(int(memory * 10**9))
+    return {
+        "curvature": repr(needed.work.curvature),
+        "blocks": len(needed.work.blocks),
+        "weights": needed.n_weights,
+        "model_bytes": needed.work.model_bytes,
+        "peak_bytes": needed.peak,
+        "phases": needed.phases,
+        "resting_bytes": needed.resting,
+        "file_bytes": needed.saved,
+        "passes": [vars(one) for one in needed.passes],
+        "cheaper": {one.change: one.peak for one in needed.cheaper()},
+        "fits": fits,
+    }
