@@ -119,6 +119,12 @@ def load_base(
         )
     except (OSError, ValueError) as error:
         raise CheckpointError(f"Could not load the model {str(name)!r}: {error}") from error
+    except ImportError as error:
+        raise CheckpointError(
+            f"The model {str(name)!r} needs a library that is not here, as quantised ones do: "
+            f"{error} Install it, on a device it supports; or build the model yourself "
+            "and pass it as model=."
+        ) from error
     if tokenizer is not None and model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model

@@ -32,6 +32,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
         "architecture": name_of(base_of(inner)),
         "dtype": str(base_dtype(model)).removeprefix("torch."),
         "task": encode(task),
+        "trained_dtype": trained_dtype(model),
         **{name: getattr(config, name, None) for name in RESTORED},
     }
 
@@ -70,10 +71,21 @@ def rebuild_model(folder: Path, record: Mapping[str, Any], *, base: str | None =
         model = load_whole(place, dtype, architecture)
     restore_config(model, {**about, "id2label": labels})
     model = with_recorded_task(model, record)
+    restore_trainable(model, record)
+    return model.eval()
+
+
+def restore_trainable(model: nn.Module, record: Mapping[str, Any]) -> None:
+    """Make trainable what the posterior is over, in the precision that it was trained in.
+
+    peft loads adapters in float32 whatever they were saved in.
+    """
+    dtype = (record.get("model") or {}).get("trained_dtype")
     trainable = {entry["parameter"] for entry in record.get("blocks", {}).values()}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
-    return model.eval()
+        if dtype is not None and name in trainable:
+            parameter.data = parameter.data.to(getattr(torch, dtype))
 
 
 def with_recorded_task(model: nn.Module, record: Mapping[str, Any]) -> nn.Module:
@@ -127,6 +139,12 @@ def base_dtype(model: nn.Module) -> torch.dtype:
     if not floating:
         raise ModelError("The model has no floating-point tensor.")
     return next((p.dtype for p in floating if not p.requires_grad), floating[0].dtype)
+
+
+def trained_dtype(model: nn.Module) -> str | None:
+    """That of all trainable tensors, such as "float32"; `None` where they differ."""
+    found = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.requires_grad}
+    return found.pop() if len(found) == 1 else None
 
 
 def save_model(model: nn.Module, folder: Path) -> None:

@@ -1,0 +1,49 @@
+"""docs/tasks.md runs, with a tiny model and a few questions in the place of real ones."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from posthoc_bhpeft.tasks import AnswerTokens
+from tests.cli.tools import ok
+from tests.hybrid.families import tiny_config
+from tests.tasks.words import make_questions, tokenizer, write_rows
+from tests.test_docs import COMMAND, ROOT, run
+
+PAGE = ROOT / "docs" / "tasks.md"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a base and questions of the names that the page uses."""
+    monkeypatch.chdir(tmp_path)
+    words = tokenizer()
+    words.save_pretrained("base")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(tiny_config("llama", vocab_size=len(words))).save_pretrained("base")
+    for seed, split in enumerate(("train", "test")):
+        write_rows(tmp_path / "arc_easy" / f"{split}.jsonl", make_questions(16, seed))
+    return tmp_path
+
+
+def test_the_page(here: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        scope = run(PAGE)
+    assert scope["bayes"].model.task == AnswerTokens.of(tokenizer(), ("A", "B", "C", "D"))
+    assert scope["prediction"].probabilities.shape == (16, 4)
+    batch = next(iter(scope["batches"]))
+    prompts = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    assert scope["own"](**prompts).shape == (16, 1)
+    commands = [shlex.split(said)[1:] for said in COMMAND.findall(PAGE.read_text("utf-8"))]
+    assert [words[0] for words in commands] == ["fit", "predict"]
+    (here / "answers").rename(here / "my-lora")
+    for words in commands:
+        ok(*words)
+    assert (here / "predictions" / "predictions.jsonl").is_file()
