@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from posthoc_bhpeft.checkpoints import load_adapter
 from tests.cli.tools import call, ok, refused
 from tests.hybrid.tools import enliven
 from tests.interop.adapterhub import SEQ_BN, Reference
-from tests.texts import make_base, make_folder
+from tests.texts import make_base, make_rows
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "importing.md"
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +59,7 @@ def outputs(model):
         return model(input_ids=torch.arange(4, 16).view(2, 6)).logits
 
 
-def test_a_lora_fits_predicts_and_goes_back(lora, base, folder):
+def test_a_lora_there_and_back(lora, base, folder):
     done = ok("import", lora, "--output", folder / "out")
     assert done["parts"] == {"LoRA": str(lora)}
     assert done["head"] == str(lora)
@@ -60,14 +67,7 @@ def test_a_lora_fits_predicts_and_goes_back(lora, base, folder):
     theirs = outputs(PeftModel.from_pretrained(build(base), lora).eval())
     assert torch.equal(outputs(load_adapter(folder / "out")), theirs)
 
-    data = make_folder(folder / "data")
-    ok("fit", folder / "out", "--data", data, "--output", folder / "fitted", "--max-rows", 16)
-    ok("predict", folder / "fitted", "--data", data, "--output", folder / "answers")
-    answers = (folder / "answers" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(answers) == 21
-    assert {"epistemic", "probabilities"} <= {*json.loads(answers[0])}
-
-    assert ok("export-lora", folder / "fitted", "--output", folder / "back")["left_behind"] == []
+    assert ok("export-lora", folder / "out", "--output", folder / "back")["left_behind"] == []
     again = PeftModel.from_pretrained(build(base), folder / "back").eval()
     assert torch.equal(outputs(again), theirs)
 
@@ -96,6 +96,39 @@ def test_an_adapter_without_a_head_or_a_base_that_is_here(base, folder):
     assert done["parts"] == {"adapter": str(folder / "adapter")}
     again = load_adapter(folder / "none")
     assert torch.allclose(outputs(again), outputs(model).float(), atol=1e-4)
+
+
+@pytest.fixture
+def page(folder, base, lora, prefix, tmp_path, monkeypatch):
+    """The guide's text, in a folder with the files that it names."""
+    shutil.copytree(lora, tmp_path / "their-lora")
+    shutil.copytree(prefix, tmp_path / "their-prefix")
+    rows = ["text,label", *(f"{row['text']},{row['label']}" for row in make_rows(24))]
+    (tmp_path / "reviews.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    text = PAGE.read_text(encoding="utf-8")
+    named = {"google-bert/bert-base-uncased": str(base), "num_labels=3": "num_labels=2"}
+    for long, short in named.items():
+        assert long in text
+        text = text.replace(long, short)
+    return text
+
+
+def test_the_python_of_the_guide(page):
+    scope = {}
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    with pytest.warns(UserWarning, match="prefix stayed behind"):
+        exec("".join(blocks), scope)
+    assert scope["left_behind"] == ("prefix",)
+    assert torch.equal(outputs(load_adapter("out")), outputs(scope["model"]))
+
+
+def test_the_commands_of_the_guide(page):
+    for line in re.findall(r"^\$ bhpeft (.*)$", page, re.MULTILINE):
+        ok(*shlex.split(line))
+    answers = Path("answers", "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {"epistemic", "probabilities"} <= {*json.loads(answers[0])}
+    assert load_file("lora/adapter_model.safetensors").keys()
 
 
 def test_what_the_command_says_of_itself():
