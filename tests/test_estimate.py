@@ -220,6 +220,17 @@ def test_passes_of_a_prior_rule_are_those_it_makes(rule):
     assert prior.step == f"prior, {type(rule).__name__}"
 
 
+@pytest.mark.parametrize("hidden", [0.0, 0.5])
+def test_rows_with_tokens_hidden_are_a_pass_of_their_own(hidden):
+    model, rule = hybrid(), LeaveOneOut(hidden=hidden)
+    loader = tiny_loader(model)
+    fit, prior, _ = estimate(model, loader, prior=rule).passes
+    calls = count_calls(lambda: bayesianize(model, loader, prior=rule, progress=False), model)
+    expected = fit.batches * fit.backward + 1 + prior.batches * prior.backward
+    assert calls["backward"] == expected
+    assert prior.forward == (2 if hidden else 1)
+
+
 def test_other_likelihoods_have_their_own_passes():
     loader = [(torch.ones(4, 3).double(), torch.ones(4, 3).double())]
     of_bernoulli = estimate(small(), loader, likelihood=Bernoulli()).passes

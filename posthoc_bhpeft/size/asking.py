@@ -23,6 +23,7 @@ from posthoc_bhpeft.likelihood import Categorical, Likelihood
 from posthoc_bhpeft.predictive import Linearized
 from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.selection import LeaveOneOut, PriorRule
+from posthoc_bhpeft.selection.hidden import has_mask
 from posthoc_bhpeft.size.batch import (
     BatchBytes,
     measure_batch,
@@ -118,13 +119,13 @@ def measured(
     """
     if loader is None:
         row = text_row(model, length)
-        return measure_batch(model, blocks, row, batch_size), Data(n_rows, batch_size)
+        return measure_batch(model, blocks, row, batch_size), Data(n_rows, batch_size, masked=True)
     first = next(iter(loader), None)
     if first is None:
         raise DataError("The loader has no batch, so there is nothing to estimate from.")
     size = rows_of(first[0] if isinstance(first, tuple | list) else first)
     batch = measure_batch(model, blocks, one_row(first), size)
-    return batch, Data(size * len(loader), size)
+    return batch, Data(size * len(loader), size, has_mask(first))
 
 
 def stored_bytes(model: nn.Module) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from posthoc_bhpeft.curvature import Curvature, Subsample
-from posthoc_bhpeft.likelihood import Bernoulli, Gaussian, Likelihood
+from posthoc_bhpeft.likelihood import Bernoulli, Gaussian, Likelihood, Tokens
 from posthoc_bhpeft.predictive import MAP, Linearized, LogOdds, Sampled
 from posthoc_bhpeft.predictive.linearized import contrast_directions, fewest_directions
 from posthoc_bhpeft.prior import GaussianPrior
@@ -51,10 +51,12 @@ class Data:
     Attributes:
         rows: In all; `None` where that is not known.
         batch_size: `N`.
+        masked: Whether texts have an attention mask, so that their tokens can be hidden.
     """
 
     rows: int | None
     batch_size: int
+    masked: bool = False
 
     def batches(self, at_most: int | None = None) -> int | None:
         """Batches of all rows, or of about so many at most."""
@@ -95,19 +97,30 @@ def prior_passes(prior: Any, likelihood: Likelihood, outputs: Sequence[int], dat
     """Of a rule that this package has; those of others are not known."""
     rule = prior.floor if isinstance(prior, Chained) else prior
     step = f"prior, {type(prior).__name__}"
-    asks = isinstance(rule, LeaveOneOut | MatchedPrecision)
-    if isinstance(rule, FREE) or (asks and isinstance(likelihood, Gaussian)):
+    reads = isinstance(rule, LeaveOneOut | MatchedPrecision)
+    if isinstance(rule, FREE) or (reads and isinstance(likelihood, Gaussian | Tokens)):
         return Passes(step, 0, 0, 0)
-    if isinstance(rule, LeaveOneOut):
-        answers = outputs[-1] if isinstance(likelihood, Bernoulli) else 1
-        return Passes(step, data.batches(rule.max_rows), 1, answers)
-    if isinstance(rule, MatchedPrecision):
-        fewest = fewest_directions(likelihood, torch.zeros(1, outputs[-1]), LogOdds()).shape[2]
-        return Passes(step, data.batches(rule.max_rows), 1, fewest)
+    if isinstance(rule, LeaveOneOut | MatchedPrecision):
+        passes = rule_passes(rule, likelihood, outputs, data.masked)
+        return Passes(step, data.batches(rule.max_rows), *passes)
     if isinstance(rule, HeldOut):
         fewest = fewest_directions(likelihood, torch.zeros(1, outputs[-1]), rule.link).shape[2]
         return Passes(step, len(rule.loader), 1, fewest)
     return Passes(step, None, None, None)
+
+
+def rule_passes(
+    rule: LeaveOneOut | MatchedPrecision,
+    likelihood: Likelihood,
+    outputs: Sequence[int],
+    masked: bool,
+) -> tuple[int, int]:
+    """Forward and backward passes a batch of a rule that reads training rows once or twice."""
+    fewest = fewest_directions(likelihood, torch.zeros(1, outputs[-1]), LogOdds()).shape[2]
+    if isinstance(rule, MatchedPrecision):
+        return 1, fewest
+    answers = outputs[-1] if isinstance(likelihood, Bernoulli) else 1
+    return (2, answers + fewest) if masked and rule.hidden else (1, answers)
 
 
 def predict_passes(
