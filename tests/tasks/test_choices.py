@@ -18,6 +18,7 @@ from posthoc_bhpeft.likelihood import Categorical
 from posthoc_bhpeft.selection import FixedPrecision
 from posthoc_bhpeft.tasks import MultipleChoice, PairScores, TaskModel
 from posthoc_bhpeft.tasks.absent import ABSENT
+from posthoc_bhpeft.tasks.choices import with_absent_read
 from tests.contracts import any_direction, observations
 from tests.oracles import dense_ggn
 from tests.tasks.tiny import check_gradients, hybrid, inputs_of, questions, tuned
@@ -124,6 +125,15 @@ def test_choices_that_are_not_there_get_nothing(make: Any) -> None:
     assert torch.equal(prediction.probabilities == 0, absent)
     assert torch.isfinite(prediction.total).all()
     assert torch.isfinite(prediction.covariance).all()
+
+
+def test_every_choice_has_something_to_attend_to() -> None:
+    """Some attention makes NaN of a text without any, in the gradients too."""
+    batch = inputs_of(without(questions(3, 4, 5), (0, 3), (2, 2)))
+    given, absent = with_absent_read(batch)
+    assert absent.sum() == 2
+    assert bool(given["attention_mask"].any(-1).all())
+    assert torch.equal(given["attention_mask"][~absent], batch["attention_mask"][~absent])
 
 
 @pytest.mark.parametrize("make", [choosing, scoring])
