@@ -155,7 +155,7 @@ def reading_at(model: nn.Module, last: Tensor, length: int) -> Iterator[None]:
 def positions_of(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
     """Positions that start at each row's first real token, where the model needs to be told.
 
-    `generate` does the same; without it a prompt that is padded on the left would be read at other
+    `generate` does so too; without it a prompt that is padded on the left would be read at other
     positions than alone.
     """
     mask = inputs.get("attention_mask")
@@ -165,7 +165,10 @@ def positions_of(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
         return {}
     if "position_ids" not in inspect.signature(base_of(model).forward).parameters:
         return {}
-    return {"position_ids": (mask.long().cumsum(1) - 1).clamp_min(0)}
+    # Counted from the first one, so that tokens hidden inside a prompt move no other.
+    first = (mask != 0).int().argmax(1, keepdim=True)
+    places = torch.arange(mask.shape[1], device=mask.device)
+    return {"position_ids": (places - first).clamp_min(0)}
 
 
 def counts_virtual_tokens(model: nn.Module) -> bool:

@@ -67,6 +67,20 @@ def test_padding_left_or_right_or_none_is_the_same(family: str) -> None:
     assert torch.allclose(say(model, prompts(left=True)), expected, **close)
 
 
+def test_tokens_hidden_inside_a_prompt_move_no_other() -> None:
+    """As the default prior rule hides them."""
+    model, right, left = asked(), prompts(), prompts(left=True)
+    hidden = say(model, {**right, "attention_mask": with_hole(right["attention_mask"])})
+    assert not torch.allclose(hidden, say(model, right), atol=1e-3)
+    other = say(model, {**left, "attention_mask": with_hole(left["attention_mask"])})
+    assert torch.allclose(hidden, other, atol=1e-9)
+
+
+def with_hole(mask: Tensor) -> Tensor:
+    """The second real token of each row hidden."""
+    return mask.masked_fill(mask.cumsum(1) == 2, 0)
+
+
 def test_without_a_mask_the_last_token_counts() -> None:
     model, batch = language_model(), prompts(rows=1)
     bare = {"input_ids": batch["input_ids"], "labels": batch["labels"]}
