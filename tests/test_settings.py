@@ -25,11 +25,15 @@ from posthoc_bhpeft import (
     Linearized,
     LogOdds,
     MonteCarlo,
+    Placed,
     Probit,
     RandomSigns,
     Sampled,
     Softened,
+    Subsample,
+    Tangent,
     Tempered,
+    Tokens,
 )
 from posthoc_bhpeft.errors import CheckpointError
 from posthoc_bhpeft.settings import SETTINGS, decode, encode
@@ -53,10 +57,14 @@ VALUES = [
     Linearized(MonteCarlo(9, seed=1), centred=False),
     MonteCarlo(3),
     Tempered(0.7, Probit()),
+    Placed(KroneckerGGN(), "cpu"),
     Probit(),
     RandomSigns(2),
     Sampled(5, seed=2),
     Softened(2.0, Contrasts()),
+    Subsample(100, KroneckerGGN(Contrasts()), seed=2),
+    Tangent(3, seed=1),
+    Tokens(shift=True),
 ]
 
 

@@ -20,7 +20,7 @@ from posthoc_bhpeft.generation import part_of_text
 from posthoc_bhpeft.predictive.sampled import drawn_parameters
 from tests.hybrid.families import FIRST_WORD, PAD
 from tests.models import mlp, pairs, seeded
-from tests.tasks.tiny import language_model, lora, tuned
+from tests.tasks.tiny import hybrid, language_model, lora, tuned
 
 WORDS, NEW, SAMPLES = 12, 4, 3
 TARGETS = {"llama": ("q_proj", "v_proj"), "gpt2": ("c_attn",), "t5": ("q", "v")}
@@ -31,6 +31,8 @@ def fitted(family, precision=20.0):
     if family == "t5":
         config = lora("SEQ_2_SEQ_LM", *TARGETS[family])
         model = tuned("AutoModelForSeq2SeqLM", family, config, vocab_size=WORDS)
+    elif family == "hybrid":
+        model = language_model("llama", hybrid(), vocab_size=WORDS)
     else:
         model = language_model(family, lora("CAUSAL_LM", *TARGETS[family]), vocab_size=WORDS)
     batch = prompts()
@@ -65,7 +67,7 @@ def next_token(bayes, parameters, row, generated: Tensor) -> Tensor:
     return result.logits[0, -1].detach().softmax(-1)
 
 
-@pytest.mark.parametrize("family", TARGETS)
+@pytest.mark.parametrize("family", [*TARGETS, "hybrid"])
 def test_each_token_is_judged_as_by_a_loop_over_draws_and_positions(family):
     bayes, drawing = fitted(family), Sampled(SAMPLES, seed=1)
     found = generate_with_uncertainty(
