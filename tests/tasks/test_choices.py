@@ -94,6 +94,17 @@ def test_curvature_is_the_exact_ggn(make: Any) -> None:
         )
 
 
+def test_backpack_groups_choices_alike() -> None:
+    """An engine that shares no line with the hooks."""
+    backpack = pytest.importorskip("posthoc_bhpeft.interop.backpack")
+    model, batches = bare(), [questions(3, 4, 3)]
+    hooks = fit(model, batches)
+    other = fit(model, batches, engine=backpack.BackPACK())
+    for name, operator in other.posterior.curvature.items():
+        found = hooks.posterior.curvature[name].dense()
+        assert torch.allclose(found, operator.dense(), rtol=1e-6, atol=1e-9)
+
+
 def test_kfac_sees_choices_as_positions() -> None:
     fit(bare(), [questions()], curvature=KFAC())
 

@@ -63,6 +63,9 @@ def test_a_language_model_answers_with_letters(questions: Path, tmp_path: Path) 
     assert [row["name"] for row in found] == ["ABCD"[row["prediction"]] for row in found]
     ok("predict", adapter, "--data", questions, "--predictive", "map", "--output", tmp_path / "map")
     assert probabilities(lines(tmp_path / "map")).shape == (12, 4)
+    report = tmp_path / "report"
+    ok("audit", out, "--data", questions, "--output", report, "--resamples", "20")
+    assert (report / "report.html").is_file()
 
 
 def test_multiple_choice(questions: Path, tmp_path: Path) -> None:
