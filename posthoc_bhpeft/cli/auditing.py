@@ -33,6 +33,7 @@ from posthoc_bhpeft.cli.rows import (
     open_checkpoint,
     reading,
     rows_to_predict,
+    tokenizer_of,
     training_rows,
 )
 from posthoc_bhpeft.data import TextData, open_source
@@ -107,7 +108,7 @@ def opened(folder: str, asked: Asked) -> Opened:
         base=None if asked.base is None else resolve_model(asked.base),
         device=best_device(asked.device),
         point=not (path / POSTERIOR_FILE).is_file(),
-        regression=found.label_names is None,
+        regression=found.regression,
     )
     return Opened(found, predictor, asked)
 
@@ -127,7 +128,7 @@ def check_same_classes(asked: Asked) -> None:
     check_no_stream(Path(asked.other))
     both = [open_checkpoint(checkpoint_folder(one)) for one in (asked.subject, asked.other)]
     if both[0].label_names != both[1].label_names:
-        mine, theirs = ("a number" if c.label_names is None else c.label_names for c in both)
+        mine, theirs = ("a number" if c.regression else c.label_names for c in both)
         raise ConfigError(
             f"The two checkpoints predict {mine} and {theirs}. Compare checkpoints for the same "
             "classes in the same order."
@@ -142,11 +143,12 @@ def subject_of(mine: Opened, rows: TextData, asked: Asked, say: Say) -> Any:
     """
     if mine.predictor.bayes is not None:
         return mine.predictor.bayes
+    tokenizer = tokenizer_of(mine.checkpoint, mine.predictor.base)
+    model = mine.predictor.asked(mine.checkpoint.task, rows, tokenizer).model
     if not mine.predictor.regression:
-        return mine.predictor.model
+        return model
     held_out = held_out_rows(mine, rows, asked)
-    loader = mine.loader(held_out)
-    point = fit_noise(mine.predictor.model, loader, progress=asked.progress)
+    point = fit_noise(model, mine.loader(held_out), progress=asked.progress)
     deviation = point.likelihood.dispersion**0.5
     say(f"noise of {deviation:.3g} to either side, from {len(held_out)} rows ({held_out.split})")
     return point
@@ -161,6 +163,12 @@ def audited_rows(mine: Opened, asked: Asked) -> TextData:
     settings = reading(mine.checkpoint, asked.rows)
     rows = rows_to_predict(mine.checkpoint, settings, asked.split, ignore_labels=False)
     check_not_trained(mine, rows, "Name held-out rows with --data, or another split with --split.")
+    if rows.multi_label:
+        raise ConfigError(
+            f"{rows.source} ({rows.split}) has several labels a row, and an audit is about one. "
+            "`bhpeft predict` measures them together; audit one label at a time, from a file with "
+            "columns p_no, p_yes and label, or as Predictions(stack([1 - p, p], 1), labels)."
+        )
     return drawn_rows(rows, asked.max_rows, asked.seed)
 
 

@@ -88,3 +88,15 @@ def test_excess_of_clear_gaps_is_the_move_itself() -> None:
     drawn = Resampled(rows, weights)
     error = calibration.ece_of(drawn) - calibration.ece_of(rows.whole)
     np.testing.assert_allclose(calibration.ece_excess(drawn), error, atol=1e-12)
+
+
+def test_a_bin_without_rows_does_not_count() -> None:
+    """Between two confidences that many rows share, a bin of equal mass has nothing in it."""
+    confidence = np.repeat([0.60, 0.61, 0.90], [7, 6, 10])
+    rows = Rows.checked(np.stack([confidence, 1 - confidence], 1), np.arange(23) % 2)
+    assert (rows.whole.counts(rows.mass_bins) == 0).any()
+    weights = np.random.default_rng(0).multinomial(23, np.full(23, 1 / 23), size=20) * 1.0
+    drawn = Resampled(rows, weights)
+    assert np.isfinite(calibration.mce_excess(drawn)).all()
+    assert (calibration.mce_of(drawn) - calibration.mce_of(rows.whole)
+            <= calibration.mce_excess(drawn) + 1e-12).all()  # fmt: skip

@@ -165,7 +165,9 @@ def mce_of(drawn: Resampled) -> Floats:
 def mce_excess(drawn: Resampled) -> Floats:
     """How much of `mce_of` may be noise, ``(R,)``: only bins that may be the largest count."""
     bins, whole = drawn.rows.mass_bins, drawn.rows.whole
-    gap, error = _gap_means(whole)[0], _errors(drawn.rows, bins) / whole.counts(bins)[0]
+    # Where many rows are equally sure, a bin may have none: it cannot be off, nor be the largest.
+    gap, counts = _gap_means(whole)[0], whole.counts(bins)[0]
+    error = np.divide(_errors(drawn.rows, bins), counts, out=np.zeros_like(gap), where=counts > 0)
     rivals = np.abs(gap) + CLEAR * error >= (np.abs(gap) - CLEAR * error).max()
     moved = directional(_gap_means(drawn) - gap, gap, error)
     found: Floats = moved[:, rivals].max(axis=1)
