@@ -61,7 +61,7 @@ class Columns:
 class Labels:
     """Labels as numbers: N indices or N rows of 0 and 1, with names, or N real targets."""
 
-    values: tuple[int, ...] | tuple[float, ...] | tuple[tuple[int, ...], ...]
+    values: tuple[Any, ...]
     names: tuple[str, ...] | None
     note: str | None = None
 

@@ -35,7 +35,7 @@ class TextData:
 
     texts: tuple[str, ...]
     text_pairs: tuple[str, ...] | None = None
-    labels: tuple[int, ...] | tuple[float, ...] | tuple[tuple[int, ...], ...] | None = None
+    labels: tuple[Any, ...] | None = None
     label_names: tuple[str, ...] | None = None
     regression: bool = False
     choices: tuple[tuple[str, ...], ...] | None = None
@@ -84,12 +84,11 @@ class TextData:
     def take(self, positions: Iterable[int]) -> TextData:
         """Only the rows at these positions, in this order."""
         rows = list(positions)
-        labels: Any = None if self.labels is None else _pick(self.labels, rows)
         return replace(
             self,
             texts=_pick(self.texts, rows),
             text_pairs=None if self.text_pairs is None else _pick(self.text_pairs, rows),
-            labels=labels,
+            labels=None if self.labels is None else _pick(self.labels, rows),
             choices=None if self.choices is None else _pick(self.choices, rows),
             columns={name: _pick(values, rows) for name, values in self.columns.items()},
             indices=_pick(self.indices, rows),
