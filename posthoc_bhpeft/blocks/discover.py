@@ -9,17 +9,19 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from posthoc_bhpeft.blocks.adalora import adalora_blocks
+from posthoc_bhpeft.blocks.adapters import inactive_tensors, tuner_family
 from posthoc_bhpeft.blocks.block import Block, Recognizer
 from posthoc_bhpeft.blocks.conv1d import conv1d_blocks
 from posthoc_bhpeft.blocks.dora import dora_blocks
 from posthoc_bhpeft.blocks.embedding import lora_embedding_blocks, trained_token_blocks
-from posthoc_bhpeft.blocks.hidden import check_adapters_visible, inactive_tensors, tuner_family
+from posthoc_bhpeft.blocks.hidden import check_adapters_visible
 from posthoc_bhpeft.blocks.ia3 import ia3_blocks
 from posthoc_bhpeft.blocks.linear import linear_blocks
 from posthoc_bhpeft.blocks.norm import layer_norm_blocks, rms_norm_blocks
 from posthoc_bhpeft.blocks.prefix import hybrid_prefix_blocks, peft_prefix_blocks
 from posthoc_bhpeft.blocks.prompt import prompt_blocks
 from posthoc_bhpeft.blocks.prompts import check_prompts
+from posthoc_bhpeft.blocks.replayed import replayed_blocks
 from posthoc_bhpeft.blocks.targeted import target_parameter_blocks
 from posthoc_bhpeft.blocks.vera import vera_blocks
 from posthoc_bhpeft.errors import ModelError, NothingTrainableError, UnclaimedParameterError
@@ -39,6 +41,7 @@ DEFAULT_RECOGNIZERS: tuple[Recognizer, ...] = (
     adalora_blocks,
     ia3_blocks,
     vera_blocks,
+    replayed_blocks,
 )
 
 

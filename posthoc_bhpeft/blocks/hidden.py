@@ -6,18 +6,15 @@ the LoRA, and `save_pretrained` drops it; its uncertainty would silently be left
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from peft import PeftModel
-from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.ia3 import IA3Layer
 from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.tuners.vera import VeraLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from posthoc_bhpeft.blocks.adapters import active_tensors, tuner_family
+from posthoc_bhpeft.blocks.replayed import REPLAYED
 from posthoc_bhpeft.errors import HiddenAdapterError
 from posthoc_bhpeft.hybrid.layer import HybridLayer
 
@@ -27,6 +24,7 @@ WITH_BLOCKS = (
     VeraLayer,
     LNTuningLayer,
     HybridLayer,
+    *REPLAYED,
 )
 """Layers that have blocks. To freeze any other is the way out that `discover` names."""
 
@@ -62,7 +60,7 @@ def check_not_frozen(layers: dict[str, BaseTunerLayer]) -> None:
     for path, layer in layers.items():
         tensors = active_tensors(layer)
         family = tuner_family(layer)
-        if tensors and issubclass(family, WITH_BLOCKS):
+        if tensors and isinstance(layer, WITH_BLOCKS):
             by_type.setdefault(family, []).append(path)
         if any(tensor.requires_grad for tensor in tensors):
             trainable.add(family)
@@ -76,47 +74,3 @@ def check_not_frozen(layers: dict[str, BaseTunerLayer]) -> None:
                 "HybridConfig, put two checkpoints into one hybrid (docs/importing.md), or call "
                 "requires_grad_(True) on its tensors."
             )
-
-
-def active_tensors(layer: BaseTunerLayer) -> list[nn.Parameter]:
-    """Parameters of a tuner layer that belong to its active adapters."""
-    active = set(layer.active_adapters)
-    return [tensor for adapter, tensor in adapter_tensors(layer) if adapter in active]
-
-
-def adapter_tensors(
-    layer: BaseTunerLayer | AuxiliaryTrainingWrapper,
-) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters of a layer with the adapter that each belongs to."""
-    for name in layer.adapter_layer_names:
-        container = getattr(layer, name, None)
-        if isinstance(container, (nn.ModuleDict, nn.ParameterDict)):
-            for adapter, item in container.items():
-                for tensor in [item] if isinstance(item, nn.Parameter) else item.parameters():
-                    yield adapter, tensor
-
-
-def inactive_tensors(model: nn.Module) -> set[int]:
-    """Identities of parameters of adapters that are loaded but not active, heads included.
-
-    peft may leave them trainable; they take no part in what the model computes. Nor is AdaLoRA's
-    count of ranks a weight, though in memory it requires a gradient; no checkpoint holds it.
-    """
-    found: set[int] = set()
-    for module in model.modules():
-        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
-            active = set(module.active_adapters)
-            found |= {id(t) for adapter, t in adapter_tensors(module) if adapter not in active}
-        if isinstance(module, AdaLoraLayer):
-            found |= {id(count) for count in module.ranknum.values()}
-        if isinstance(module, PeftModel):
-            for adapter, encoder in getattr(module, "prompt_encoder", nn.ModuleDict()).items():
-                if adapter != module.active_adapter:
-                    found |= {id(tensor) for tensor in encoder.parameters()}
-    return found
-
-
-def tuner_family(layer: BaseTunerLayer) -> type:
-    """The class that all layers of one tuner share: `LoraLayer` for every kind of LoRA layer."""
-    order = type(layer).__mro__
-    return order[order.index(BaseTunerLayer) - 1] if BaseTunerLayer in order else type(layer)

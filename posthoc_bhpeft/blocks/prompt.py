@@ -63,7 +63,8 @@ class GivenEmbeddings:
                 "With virtual tokens this decoder sees embeddings only and answers at the last "
                 f"position, which is padding in {int((mask[:, -1] == 0).sum())} of {len(mask)} "
                 "rows of a batch: their answers would depend on the other rows. Pad on the left "
-                '(tokenizer.padding_side = "left").'
+                '(tokenizer.padding_side = "left"; saved into the checkpoint with '
+                "tokenizer.save_pretrained, the command line does it too)."
             )
         return found
 

@@ -8,7 +8,7 @@ from peft import PeftModel, PeftType
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-from posthoc_bhpeft.blocks.hidden import adapter_tensors
+from posthoc_bhpeft.blocks.adapters import adapter_tensors
 from posthoc_bhpeft.errors import HiddenAdapterError, UnclaimedParameterError
 
 BLOCKS = (PeftType.PREFIX_TUNING, PeftType.PROMPT_TUNING, PeftType.P_TUNING)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from peft import LoHaConfig, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from peft import LoraConfig, MissConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -217,16 +217,16 @@ def test_a_long_list_of_unclaimed_tensors_is_cut_short():
 
 
 def test_a_method_without_blocks_is_unclaimed_by_its_name():
-    config = LoHaConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
-    with pytest.raises(UnclaimedParameterError, match=r"hada_w1_a.*in Linear of peft's Lycoris"):
+    config = MissConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
+    with pytest.raises(UnclaimedParameterError, match=r"miss_block.*in MissLinear of peft's MissL"):
         discover(wrap(tiny_model("bert"), config))
 
 
 def test_a_method_without_blocks_may_be_frozen_which_is_the_way_out():
-    config = LoHaConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
+    config = MissConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
     model = wrap(tiny_model("bert"), config)
     for name, parameter in model.named_parameters():
-        if "hada" in name:
+        if "miss" in name:
             parameter.requires_grad_(False)
     assert {block.kind for block in discover(model)} == {Kind.HEAD}
 

@@ -130,6 +130,8 @@ def test_padding_is_looked_up_but_not_learnt():
     (down,) = [block for block in discover(model) if "embedding_A" in block.name]
     batch = tiny_batch(model)
     assert bool((batch["input_ids"] == PAD).any())
+    # Seen by attention, padding has an effect on the outputs, and still no gradient.
+    batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
     check_block(model, down, batch)
 
 

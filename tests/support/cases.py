@@ -16,10 +16,14 @@ from typing import Any, Literal
 import torch
 from peft import (
     AdaLoraConfig,
+    FourierFTConfig,
+    HRAConfig,
     IA3Config,
     LNTuningConfig,
     LoHaConfig,
+    LoKrConfig,
     LoraConfig,
+    MissConfig,
     MultitaskPromptTuningConfig,
     OFTConfig,
     PeftConfig,
@@ -164,6 +168,11 @@ def other_adapters() -> tuple[Case, ...]:
         Case("LN tuning", "t5", LNTuningConfig(**SEQ, **head), "RMSNorm"),
         Case("VeRA", "bert", VeraConfig(**SEQ, r=4)),
         Case("VeRA", "llama", VeraConfig(**SEQ, r=4)),
+        Case("LoHa", "bert", LoHaConfig(**SEQ, r=2, target_modules=["query"])),
+        Case("LoKr", "llama", LoKrConfig(**SEQ, r=2, target_modules=["q_proj"])),
+        Case("OFT", "bert", OFTConfig(**SEQ, oft_block_size=8, target_modules=["key"])),
+        Case("HRA", "llama", HRAConfig(**SEQ, r=2, target_modules=["v_proj"])),
+        Case("FourierFT", "bert", FourierFTConfig(**SEQ, n_frequency=9, target_modules=["key"])),
     )
 
 
@@ -193,10 +202,7 @@ def refused_cases() -> tuple[Case, ...]:
         prompt("LoRA", "bert", PrefixTuningConfig, "under a prefix", under=hidden, refused="Lora"),
         prompt("P-tuning", "bert", PromptEncoderConfig, "before it is saved", **network),
         prompt("Multitask prompts", "bert", MultitaskPromptTuningConfig, **tasks),
-        Case("LoHa", "bert", LoHaConfig(**SEQ, r=2, target_modules=["query"]), refused="Lycoris"),
-        Case(
-            "OFT", "bert", OFTConfig(**SEQ, oft_block_size=8, target_modules=["key"]), refused="OFT"
-        ),
+        Case("MiSS", "bert", MissConfig(**SEQ, r=2, target_modules=["key"]), refused="MissLayer"),
     )
 
 
