@@ -72,7 +72,7 @@ def train(
         device: "cpu" to leave an accelerator alone; None uses one if there is one.
 
     Raises:
-        DataError: rows without labels.
+        DataError: rows without labels, or with several.
         CheckpointError: the base model is not found.
         ConfigError: another device than these is asked for.
         NonFiniteError: the training broke down (NaN or infinite weights).
@@ -80,6 +80,11 @@ def train(
     settings = settings or TrainingSettings()
     if data.labels is None or (validation is not None and validation.labels is None):
         raise DataError("Training needs rows with labels.")
+    if data.multi_label or data.choices is not None:
+        raise DataError(
+            "`train` does one class or one number a row. Train for several labels a row, or for "
+            "questions with choices, with Trainer or a bare loop (docs/tasks.md), then bayesianize."
+        )
     check_device(device, settings)
     started = time.perf_counter()
     with seeded(settings.seed):

@@ -21,6 +21,7 @@ from posthoc_bhpeft.data import (
 from posthoc_bhpeft.data.answers import letters
 from posthoc_bhpeft.errors import ConfigError, DataError
 from posthoc_bhpeft.tasks import AnswerTokens
+from posthoc_bhpeft.training import train
 from tests.tasks.words import make_questions, tokenizer, write_rows
 
 
@@ -193,6 +194,14 @@ def test_rows_without_choices_are_refused(tmp_path: Path, make: Any) -> None:
     rows = read(tmp_path, [{"text": "ice", "label": n % 2} for n in range(2)])
     with pytest.raises(DataError, match="choices=True"):
         make(rows, tokenizer())
+
+
+def test_train_refuses_what_it_does_not_do(tmp_path: Path) -> None:
+    lists = [{"text": "ice", "label": one} for one in SEVERAL]
+    several = read(tmp_path / "a", lists, multi_label=True)
+    for data in (several, read(tmp_path / "b", make_questions(3), choices=True)):
+        with pytest.raises(DataError, match="one class or one number a row"):
+            train("minilm", data)
 
 
 def test_there_are_letters_for_so_many() -> None:
