@@ -89,13 +89,15 @@ def fit(
     """Fit a posterior over the trained weights of a checkpoint.
 
     Without --data it reads the very rows the checkpoint was trained on, as training.json records
-    them. Held-out rows are not needed.
+    them. Held-out rows are not needed. What the checkpoint is asked (classes, several labels, a
+    number, choices, the answer of a language model) is found, and said.
 
     \b
     Examples:
       bhpeft fit out
       bhpeft fit out --prior evidence --per kind --output out-evidence
       bhpeft fit lora-from-elsewhere --data reviews.csv --output fitted
+      bhpeft fit lora-of-a-language-model --data arc_easy --output fitted
     """  # noqa: D301 - \b is the character that keeps lines apart
     with running(as_json=as_json, quiet=quiet, debug=debug) as out:
         import torch
