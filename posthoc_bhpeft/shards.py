@@ -53,6 +53,31 @@ class Shard:
         return iter(self.batches)
 
 
+@dataclass(frozen=True)
+class SomeBatches:
+    """Some batches of a loader, in its order; read when they are asked for.
+
+    Attributes:
+        batches: All of them.
+        places: Of those to keep.
+    """
+
+    batches: Batches
+    places: frozenset[int]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (batch for place, batch in enumerate(self.batches) if place in self.places)
+
+
+def some_batches(loader: Batches, places: Iterable[int]) -> Batches:
+    """The batches at these places; of a process's part, a smaller part."""
+    chosen = SomeBatches(loader, frozenset(places))
+    return Shard(chosen) if isinstance(loader, Shard) else chosen
+
+
 def processes_of(loader: Any) -> Processes:
     """Those that share a loader's data: all that run for a `Shard`, else this one alone."""
     return Processes.running() if isinstance(loader, Shard) else Processes()

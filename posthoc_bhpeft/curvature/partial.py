@@ -62,7 +62,9 @@ class PartialFit:
         """Take these sums in place of those so far, each to its block's device."""
         parts: dict[str, dict[str, Tensor]] = {}
         for (name, part), tensor in tensors.items():
-            parts.setdefault(name, {})[part] = tensor.to(self.devices[name])
+            # Copied: inside a file or a message tensors are not aligned, and kernels then add up
+            # in another order.
+            parts.setdefault(name, {})[part] = tensor.to(self.devices[name], copy=True)
         for name, own in parts.items():
             summed_by(self.sums[name], "").restore(own)
 

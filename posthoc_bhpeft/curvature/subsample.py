@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -15,7 +13,7 @@ from posthoc_bhpeft.curvature.directions import Directions
 from posthoc_bhpeft.curvature.estimator import Accumulator, Curvature
 from posthoc_bhpeft.curvature.kronecker import KroneckerGGN
 from posthoc_bhpeft.errors import ConfigError
-from posthoc_bhpeft.shards import Shard, processes_of
+from posthoc_bhpeft.shards import processes_of, some_batches
 
 
 @dataclass(frozen=True)
@@ -65,25 +63,6 @@ class Subsample:
         return self.estimator.accumulator(block)
 
 
-@dataclass(frozen=True)
-class SomeBatches:
-    """Some batches of a loader, in its order.
-
-    Attributes:
-        batches: All of them.
-        places: Of those to keep.
-    """
-
-    batches: Loader
-    places: frozenset[int]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __iter__(self) -> Iterator[Any]:
-        return (batch for place, batch in enumerate(self.batches) if place in self.places)
-
-
 def sampled(estimator: Curvature, loader: Loader, n_rows: int) -> Loader:
     """The batches that an estimator is to see.
 
@@ -102,5 +81,4 @@ def sampled(estimator: Curvature, loader: Loader, n_rows: int) -> Loader:
     generator = torch.Generator().manual_seed(estimator.seed + processes_of(loader).rank)
     wanted = math.ceil(len(loader) * estimator.rows / n_rows)
     places = torch.randperm(len(loader), generator=generator)[:wanted].tolist()
-    chosen = SomeBatches(loader, frozenset(places))
-    return Shard(chosen) if isinstance(loader, Shard) else chosen
+    return some_batches(loader, places)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +12,7 @@ from posthoc_bhpeft.likelihood import Likelihood
 from posthoc_bhpeft.predictive.gradients import LabelGradients
 from posthoc_bhpeft.predictive.links import Link
 from posthoc_bhpeft.predictive.spectrum import CovarianceSpectrum
-from posthoc_bhpeft.shards import Shard
+from posthoc_bhpeft.shards import some_batches
 
 
 @dataclass(frozen=True)
@@ -67,5 +66,4 @@ def spread(loader: Loader, wanted: int, n_rows: int) -> Loader:
     Of one process's part, so many that all parts together have about `wanted`.
     """
     step = max(round(n_rows / wanted), 1)
-    chosen = list(itertools.islice(loader, 0, None, step))
-    return Shard(chosen) if isinstance(loader, Shard) else chosen
+    return some_batches(loader, range(0, len(loader), step))
