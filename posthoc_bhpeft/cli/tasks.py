@@ -103,7 +103,9 @@ def answer_letters(tokenizer: Any, rows: TextData) -> AnswerTokens:
     Raises:
         ConfigError: if a letter is more than one token.
     """
-    names = letters(max(map(len, rows.choices or ((),))))
+    # The names are those of all rows of the source, of which these may be few.
+    longest = max(map(len, rows.choices or ((),)))
+    names = letters(max(longest, len(rows.label_names or ())))
     try:
         return AnswerTokens.of(tokenizer, [f" {name}" for name in names], after=PROMPT_END)
     except ConfigError:

@@ -32,9 +32,10 @@ def beyond_count(counts: Tensor | None, logits: Tensor) -> Tensor:
     places = torch.arange(n_choices, device=logits.device)
     if counts is None:
         return places.new_zeros(logits.shape, dtype=torch.bool)
-    if bool(((counts < 1) | (counts > n_choices)).any()):
+    wrong = counts[(counts < 1) | (counts > n_choices)]
+    if len(wrong):
         raise DataError(
-            f"{COUNT_NAME!r} holds {counts.tolist()[:8]}, and there are {n_choices} choices: each "
-            f"row has from 1 to {n_choices}. Give the task a token for every choice there is."
+            f"A row has {int(wrong[0])} choices ({COUNT_NAME!r}), and the task has tokens for 1 to "
+            f"{n_choices}. Make the task, and fit, with a token for every choice that any row has."
         )
     return places >= counts.to(places)[:, None]

@@ -180,10 +180,11 @@ def test_rows_with_two_choices_are_fitted_as_if_there_were_no_others() -> None:
     assert torch.allclose(probabilities[:, :2], only.predict(batch).probabilities, atol=1e-6)
 
 
-@pytest.mark.parametrize("counts", [[0, 2, 2], [5, 2, 2]])
+@pytest.mark.parametrize("counts", [[0, 2, 2], [5, 2, 4]])
 def test_impossible_numbers_of_choices_are_refused(counts: list[int]) -> None:
     batch = {**prompts(3), "n_choices": torch.tensor(counts)}
-    with pytest.raises(DataError, match="each row has from 1 to 4"):
+    message = rf"A row has {counts[0]} choices \('n_choices'\), and the task has tokens for 1 to 4"
+    with pytest.raises(DataError, match=message):
         forward(asked(), inputs_of(batch))
 
 

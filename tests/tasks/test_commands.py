@@ -68,6 +68,25 @@ def test_a_language_model_answers_with_letters(questions: Path, tmp_path: Path) 
     assert (report / "report.html").is_file()
 
 
+def test_letters_are_those_of_all_rows_though_few_are_fitted(tmp_path: Path) -> None:
+    rows = make_questions(12)
+    rows[-1]["choices"] = ["fire", "ice", "snow", "sun", "stone"]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    adapter = foreign_checkpoint(
+        tmp_path, "AutoModelForCausalLM", "llama", lora("CAUSAL_LM", "q_proj", "v_proj")
+    )
+    few = make_questions(12)[:11]
+    assert max(len(row["choices"]) for row in few) == 4
+    quick = ("--max-rows", 2, "--prior", "fixed", "--precision", 1)
+    ok("fit", adapter, "--data", data, "--output", tmp_path / "fitted", *quick)
+    ok("predict", tmp_path / "fitted", "--data", data, "--output", tmp_path / "preds")
+    assert probabilities(lines(tmp_path / "preds")).shape == (12, 5)
+    less = write_rows(tmp_path / "few.jsonl", few)
+    ok("fit", adapter, "--data", less, "--output", tmp_path / "less", *quick)
+    message = refused("predict", tmp_path / "less", "--data", data, "--output", tmp_path / "no")
+    assert "A row has 5 choices" in message
+
+
 def test_multiple_choice(questions: Path, tmp_path: Path) -> None:
     config = lora(None, "query", "value", modules_to_save=["classifier"])
     adapter = foreign_checkpoint(tmp_path, "AutoModelForMultipleChoice", "bert", config)
