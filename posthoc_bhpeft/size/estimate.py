@@ -113,7 +113,11 @@ class Estimate:
         if batch is None:
             return phases
         there = max(b.resting for b in self.blocks) if self.apart else self.resting
-        passes = {one.step.split(",")[0]: one.backward or 0 for one in self.passes}
+        # A rule that reads rows more than once gives up what it held of them before.
+        passes = {
+            one.step.split(",")[0]: (one.backward or 0) // max(one.forward or 1, 1)
+            for one in self.passes
+        }
         row, passing = batch.rows * work.item * self.n_weights, batch.summing(work.blocks)
         phases["summing over the data"] = phases.get("summing over the data", 0) + passing
         if passes["prior"]:

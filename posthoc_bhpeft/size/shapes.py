@@ -64,10 +64,10 @@ def shapes_of(
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"The configs of {str(path)!r} do not make sense: {error}") from error
     adapter.inference_mode = False
+    # peft warns where this differs from what the shapes below were loaded from, which is nothing.
+    adapter.base_model_name_or_path = None
     kind = class_named(architecture)
     make = kind.from_config if kind.__name__.startswith("Auto") else kind._from_config
     with torch.device("meta"):
-        shapes = make(config, dtype=getattr(torch, dtype))
-        shapes.name_or_path = recorded
-        model: PeftModel = get_peft_model(shapes, adapter)
+        model: PeftModel = get_peft_model(make(config, dtype=getattr(torch, dtype)), adapter)
     return model.eval()
