@@ -166,15 +166,16 @@ def rules(rank: int) -> dict[str, Any]:
     return found
 
 
-def regression(rank: int) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(0)
-    rows = [
-        (torch.randn(3, generator=generator).double(), torch.randn(2, generator=generator).double())
-        for _ in range(ROWS)
-    ]
-    bayes = fit(parts(rank, (5, 2), rows), mlp(3, 4, 2), likelihood=Gaussian(), prior=LeaveOneOut())
+def numbers_to_predict() -> list[Any]:
+    """Rows of a regression."""
+    drawn = torch.randn(ROWS, 5, generator=torch.Generator().manual_seed(0)).double()
+    return [(row[:3], row[3:]) for row in drawn]
+
+
+def regression(loader: Any) -> dict[str, Tensor]:
+    bayes = fit(loader, mlp(3, 4, 2), likelihood=Gaussian(), prior=LeaveOneOut())
     noise = torch.tensor(bayes.likelihood.noise_variance, dtype=torch.float64)
-    return {"noise learnt": {**numbers(bayes), "noise": noise}}
+    return {**numbers(bayes), "noise": noise}
 
 
 def predictions(rank: int) -> dict[str, Any]:
@@ -229,7 +230,7 @@ def page(rank: int, folder: Path) -> dict[str, Any]:
     scope: dict[str, Any] = {
         "model": model,
         "train_loader": whole(rows_of(model)),
-        "held_out_loader": whole(rows_of(model, 7)),
+        "held_out_loader": whole(rows_of(model, 60)),
         "folder": folder / "page",
         "name": str(base),
     }
@@ -260,7 +261,7 @@ class Failing(list[Any]):
 
 
 def errors(rank: int, folder: Path) -> dict[str, Any]:
-    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+    from torch.distributed.fsdp import fully_shard
     from torch.nn.parallel import DistributedDataParallel
 
     rows = rows_of(hybrid())
@@ -279,8 +280,7 @@ def errors(rank: int, folder: Path) -> dict[str, Any]:
         "other seeds": lambda: fit(sampled(rank, rows, shuffle=True, seed=rank)),
         "dispatched": lambda: fit(prepared(rank, rows, dispatch_batches=True)),
         "ddp": lambda: fit(whole(rows), DistributedDataParallel(hybrid())),
-        "fsdp": lambda: fit(whole(rows), FullyShardedDataParallel(hybrid().float())),
-        "fsdp2": lambda: fit(whole(rows), sharded),
+        "fsdp": lambda: fit(whole(rows), sharded),
     }
     return {name: outcome(call) for name, call in calls.items()}
 
@@ -302,7 +302,7 @@ def main(folder: Path) -> None:
         "divided": divided(rank),
         "estimators": estimators(rank),
         "rules": rules(rank),
-        "regression": regression(rank),
+        "regression": regression(parts(rank, (5, 2), numbers_to_predict())),
         "predictions": predictions(rank),
         "some rows": some_rows(rank),
         "signs": signs(rank),

@@ -15,7 +15,7 @@ from posthoc_bhpeft.distributed import Processes, buckets
 from posthoc_bhpeft.errors import ConfigError, ModelError
 from posthoc_bhpeft.shards import Shard, own_part, processes_of, without
 from tests.distributed.cases import fit, numbers, rows_of, whole
-from tests.models import hybrid, seeded
+from tests.models import hybrid, mlp, seeded
 
 CPU = torch.device("cpu")
 
@@ -37,6 +37,20 @@ def test_offloaded_weights_are_refused_by_name(where: str, tmp_path: Path) -> No
         model = disk_offload(model, str(tmp_path), execution_device=CPU)
     with pytest.raises(ModelError, match=r"word_embeddings.*on no device.*max_memory"):
         fit(whole(rows), model)
+
+
+class FullyShardedDataParallel(torch.nn.Module):
+    """In the place of torch's own, which takes no CPU."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+def test_a_model_wrapped_by_fsdp_is_refused_inside_another_too() -> None:
+    model = torch.nn.Sequential(FullyShardedDataParallel(mlp(3, 3)))
+    with pytest.raises(ModelError, match=r"'0' is sharded by FSDP.*save the adapter"):
+        fit([], model)
 
 
 def test_one_process_takes_every_loader_as_it_is() -> None:
