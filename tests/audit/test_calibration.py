@@ -92,10 +92,10 @@ def test_excess_of_clear_gaps_is_the_move_itself() -> None:
 
 def test_a_bin_without_rows_does_not_count() -> None:
     """Between two confidences that many rows share, a bin of equal mass has nothing in it."""
-    confidence = np.repeat([0.60, 0.61, 0.90], [7, 6, 10])
-    rows = Rows.checked(np.stack([confidence, 1 - confidence], 1), np.arange(23) % 2)
+    confidence = np.repeat([0.60, 0.61, 0.90], 8)
+    rows = Rows.checked(np.stack([confidence, 1 - confidence], 1), np.arange(24) % 2)
     assert (rows.whole.counts(rows.mass_bins) == 0).any()
-    weights = np.random.default_rng(0).multinomial(23, np.full(23, 1 / 23), size=20) * 1.0
+    weights = np.random.default_rng(0).multinomial(24, np.full(24, 1 / 24), size=20) * 1.0
     drawn = Resampled(rows, weights)
     assert np.isfinite(calibration.mce_excess(drawn)).all()
     assert (calibration.mce_of(drawn) - calibration.mce_of(rows.whole)

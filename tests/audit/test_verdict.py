@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -201,6 +202,12 @@ def test_review_names_the_first_promise() -> None:
     assert "confidence is below 70.0" in found.advice[0]
     assert "at most 5 % wrong" in found.advice[0]
     assert "at most 1 % wrong" not in str(found)
+
+
+def test_a_promise_without_review_says_so() -> None:
+    enough = replace(decision("at most 20 % wrong"), threshold=math.inf)
+    found = class_verdict(audit(predictions=told(400, 80), decisions=(enough,)))
+    assert found.advice[0] == "No row has to be reviewed for this: at most 20 % wrong."
 
 
 def test_the_cost_on_other_rows_comes_first() -> None:

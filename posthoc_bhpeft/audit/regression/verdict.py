@@ -214,6 +214,8 @@ def review(audit: RegressionAudit, answers: Mapping[str, Answer]) -> str:
     best = next(able, None)
     if best is None or answers["ranking"] == "no":
         return "Read each prediction with its interval, and let a person decide."
+    if best.threshold == math.inf:
+        return f"No row has to be reviewed for this: {best.goal}."
     return (
         f"Let a person look at {which(best)}, {between(best.reviewed, share=True)} of them: "
         f"{best.goal}. The RMSE of the others is {between(best.rmse)}, of all it is "
@@ -222,9 +224,7 @@ def review(audit: RegressionAudit, answers: Mapping[str, Answer]) -> str:
 
 
 def which(decision: RealDecision) -> str:
-    """Which rows go to a person, in words."""
-    if decision.threshold == math.inf:
-        return "no row"
+    """Which rows go to a person, in words; for thresholds that some rows are above."""
     if decision.threshold == -math.inf:
         return "every row"
     return f"every row whose predicted deviation is above {number(decision.threshold)}"

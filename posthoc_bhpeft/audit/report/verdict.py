@@ -128,11 +128,13 @@ def _review(audit: Audit) -> str:
     best = first_promise(audit.decisions)
     if best is None:
         return "Let a person look at the answers it is least sure of."
+    if best.threshold == math.inf:
+        return f"No row has to be reviewed for this: {best.goal}."
     cost = best.checked or best
-    which = f"every row whose {to_review(best)}" if math.isfinite(best.threshold) else "no row"
     return (
-        f"Let a person look at {which}, {between(cost.reviewed, share=True)} of them: {best.goal}. "
-        f"Of the answers to the others {between(cost.error_rate, share=True)} were wrong, of all "
+        f"Let a person look at every row whose {to_review(best)}, "
+        f"{between(cost.reviewed, share=True)} of them: {best.goal}. Of the answers to the others "
+        f"{between(cost.error_rate, share=True)} were wrong, of all "
         f"{percent(best.error_rate_before)}."
     )
 
