@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,13 +12,13 @@ from posthoc_bhpeft.cli.options import (
     CurvatureChoice,
     DebugOption,
     DirectionsChoice,
+    FactorRankOption,
     JsonOption,
     QuietOption,
 )
 from posthoc_bhpeft.cli.output import running
 
 if TYPE_CHECKING:
-    from posthoc_bhpeft.curvature import Curvature
     from posthoc_bhpeft.size import Estimate
 
 _BASES = ("float32", "bfloat16", "float16")
@@ -33,10 +32,7 @@ def estimate(
     directions: Annotated[
         DirectionsChoice, typer.Option("--directions", help="Output directions.")
     ] = DirectionsChoice.auto,
-    rank: Annotated[
-        int | None,
-        typer.Option("--rank", min=1, help="Keep wide sides (1024 and more) in this rank."),
-    ] = None,
+    rank: FactorRankOption = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows a batch.")] = 16,
     max_length: Annotated[
         int | None, typer.Option("--max-length", help="Tokens a row. [default: of the training]")
@@ -67,6 +63,7 @@ def estimate(
     """  # noqa: D301 - \b is the character that keeps lines apart
     with running(as_json=as_json, quiet=quiet, debug=debug) as out:
         from posthoc_bhpeft.checkpoints import checkpoint_folder
+        from posthoc_bhpeft.cli.fit import chosen_curvature
         from posthoc_bhpeft.cli.rows import open_checkpoint
         from posthoc_bhpeft.errors import ConfigError
         from posthoc_bhpeft.likelihood import Categorical, Gaussian
@@ -79,7 +76,7 @@ def estimate(
         recorded = None if found.record is None else found.record.train_rows
         needed = ask(
             shapes_of(checkpoint, base=model, dtype=dtype),
-            curvature=_chosen(curvature, directions, rank),
+            curvature=chosen_curvature(curvature, directions, rank),
             likelihood=Gaussian() if found.label_names is None else Categorical(),
             batch_size=batch_size,
             length=max_length or found.max_length,
@@ -90,19 +87,6 @@ def estimate(
             if number == 1 and memory is not None:
                 out.say(f"  {_verdict(needed, memory)}\n")
         out.finish(command="estimate", **_summary(needed, memory))
-
-
-def _chosen(choice: CurvatureChoice, along: DirectionsChoice, rank: int | None) -> Curvature:
-    from posthoc_bhpeft.cli.fit import _curvature
-    from posthoc_bhpeft.curvature import KroneckerGGN
-    from posthoc_bhpeft.errors import ConfigError
-
-    made = _curvature(choice, along)
-    if rank is None:
-        return made
-    if not isinstance(made, KroneckerGGN):
-        raise ConfigError(f"--rank is for --curvature kronecker, not {choice.value}.")
-    return replace(made, rank=rank)
 
 
 def _verdict(needed: Estimate, memory: float) -> str:

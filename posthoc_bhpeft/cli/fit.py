@@ -17,6 +17,7 @@ from posthoc_bhpeft.cli.options import (
     DeviceOption,
     DirectionsChoice,
     DropOption,
+    FactorRankOption,
     GroupChoice,
     JsonOption,
     LabelOption,
@@ -68,6 +69,7 @@ def fit(
         DirectionsChoice,
         typer.Option("--directions", help="Output directions: cost against precision."),
     ] = DirectionsChoice.auto,
+    rank: FactorRankOption = None,
     max_rows: Annotated[
         int | None, typer.Option("--max-rows", help="Fit on at most so many of the rows.")
     ] = None,
@@ -155,7 +157,7 @@ def fit(
             found.task.wrap(tuned, chosen.train, tokenizer_of(found, origin)),
             loader(chosen.train),
             likelihood=likelihood_of(chosen.train),
-            curvature=_curvature(curvature, directions),
+            curvature=chosen_curvature(curvature, directions, rank),
             prior=_prior(prior, precision, per, held_out),
             generator=torch.Generator().manual_seed(seed or 0),
             progress=out.progress,
@@ -186,9 +188,19 @@ def fit(
         )
 
 
-def _curvature(choice: CurvatureChoice, directions: DirectionsChoice) -> Curvature:
-    from posthoc_bhpeft import curvature as c
+def chosen_curvature(
+    choice: CurvatureChoice, directions: DirectionsChoice, rank: int | None
+) -> Curvature:
+    """The estimator that the options name.
 
+    Raises:
+        ConfigError: If a rank is given for one that has none.
+    """
+    from posthoc_bhpeft import curvature as c
+    from posthoc_bhpeft.errors import ConfigError
+
+    if rank is not None and choice is not CurvatureChoice.kronecker:
+        raise ConfigError(f"--rank is for --curvature kronecker, not {choice.value}.")
     along = {
         DirectionsChoice.auto: c.Auto(),
         DirectionsChoice.exact: c.Exact(),
@@ -197,7 +209,7 @@ def _curvature(choice: CurvatureChoice, directions: DirectionsChoice) -> Curvatu
         DirectionsChoice.fisher: c.EmpiricalFisher(),
     }[directions]
     estimators: dict[CurvatureChoice, Curvature] = {
-        CurvatureChoice.kronecker: c.KroneckerGGN(directions=along),
+        CurvatureChoice.kronecker: c.KroneckerGGN(directions=along, rank=rank),
         CurvatureChoice.kfac: c.KFAC(directions=along),
         CurvatureChoice.kfac_reduce: c.KFAC(reduce=True, directions=along),
         CurvatureChoice.diagonal: c.DiagonalGGN(directions=along),

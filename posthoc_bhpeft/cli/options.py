@@ -65,6 +65,10 @@ PatienceOption = Annotated[
     int, typer.Option("--patience", help="Epochs without a better NLL before stopping.")
 ]
 RankOption = Annotated[int, typer.Option("--rank", help="Rank of LoRA.")]
+FactorRankOption = Annotated[
+    int | None,
+    typer.Option("--rank", min=1, help="Keep factors 1024 wide and wider in this rank."),
+]
 BottleneckOption = Annotated[int, typer.Option("--bottleneck", help="Width of the adapters.")]
 TokensOption = Annotated[int, typer.Option("--virtual-tokens", help="Length of the prefix.")]
 DtypeOption = Annotated[
