@@ -48,7 +48,7 @@ def missing_rows(
             f"{rows} rows are too few to promise {what}: at least {fewest} are needed, and more "
             "unless the most certain of them are all right."
         )
-    errors = np.cumsum(wrong[np.argsort(scores, kind="stable")])
+    errors = np.cumsum(wrong[np.argsort(scores, kind="stable")].astype(np.int64))
     rates = (errors + 0.5) / (np.arange(rows) + 2.0)
     tried = ((n, _looked_at(rates, n, rate, confidence)) for n in _more(rows))
     needed, size = next(((n, m) for n, m in tried if m), (None, int(rates.argmin()) + 1))
