@@ -20,6 +20,9 @@ from posthoc_bhpeft.selection.rule import LaplaceFit, PriorChoice, PriorRule, sp
 GRID = 20
 """Temperatures tried for each factor of e."""
 
+FEWEST = 100
+"""With fewer rows none is made surer: a mistake about them would cost more than is to be gained."""
+
 
 @dataclass(frozen=True)
 class LeaveOneOut(PriorRule):
@@ -40,9 +43,9 @@ class LeaveOneOut(PriorRule):
 
     How much a network owes to a row depends on how it was trained, which its weights do not tell.
     The step that leaves a row out is taken at `step * d_0`, where it is rather too long than too
-    short, so that only clear cases are sharpened. A class with few rows has its weights for itself,
-    and none tells what leaving one out does; the temperature is at least `sqrt(C / N)`. The most
-    probable class never changes.
+    short, so that only clear cases are sharpened, and none with fewer than 100 rows. A class with
+    few rows has its weights for itself, and none tells what leaving one out does; the temperature
+    is at least `sqrt(C / N)`. The most probable class never changes.
 
     `step`, `width` and `hidden` are measured, not derived: `benchmarks/calibration.py`.
 
@@ -89,9 +92,9 @@ class LeaveOneOut(PriorRule):
             precision, link = asked.width * highest, link_at(asked.temperature)
             reason = asked.describe(precision)
         else:
-            found = self.temperature(rows, n_rows, coldest=hidden.coldest() if hidden else 0.0)
-            precision, link = highest, link_at(found.value)
-            reason = f"Prior precision {precision:.3g}. {found.describe(len(rows.dual.lengths))}"
+            coldest = hidden.coldest() if hidden else 0.0
+            precision, (link, why) = highest, self.sharpening(rows, n_rows, coldest)
+            reason = f"Prior precision {precision:.3g}. {why}"
         return PriorChoice(dict.fromkeys(fit.evidence.spectra, precision), reason, link=link)
 
     def hidden_rows(self, fit: LaplaceFit, batches: Loader, highest: float) -> HiddenRows | None:
@@ -101,6 +104,13 @@ class LeaveOneOut(PriorRule):
         if hidden is None:
             return None
         return HiddenRows.of(fit.likelihood, fit.spectra(hidden, LogOdds()), highest, share)
+
+    def sharpening(self, rows: LeftOutRows, n_rows: int, coldest: float) -> tuple[Link, str]:
+        """The default link at a temperature of at most 1, and why that one."""
+        if n_rows < FEWEST:
+            return LogOdds(), f"Temperature 1: {n_rows} rows are too few to make predictions surer."
+        found = self.temperature(rows, n_rows, coldest=coldest)
+        return link_at(found.value), found.describe(len(rows.dual.lengths))
 
     def temperature(
         self, rows: LeftOutRows, n_rows: int, *, coldest: float = 0.0

@@ -76,18 +76,21 @@ def test_the_matched_precision_never_makes_predictions_surer_or_other_and_says_w
 
 def test_a_network_that_is_too_unsure_predicts_at_the_temperature_that_it_names():
     model = mlp(3, 4, 3)
-    inputs = torch.randn(60, 3, generator=seeded(0), dtype=next(model.parameters()).dtype)
+    inputs = torch.randn(120, 3, generator=seeded(0), dtype=next(model.parameters()).dtype)
     # Right on every row, and unsure of all of them.
     with torch.no_grad():
         for parameter in model[-1].parameters():
             parameter.mul_(0.2)
         labels = model(inputs).argmax(-1)
-    batches = [(inputs[:30], labels[:30]), (inputs[30:], labels[30:])]
+    batches = [(inputs[:60], labels[:60]), (inputs[60:], labels[60:])]
+    few = bayesianize(model, batches[:1], progress=False)
+    assert "Temperature 1: 60 rows are too few" in few.reason
+    assert few.predictive == Linearized()
     bayes = bayesianize(model, batches, progress=False)
     link = bayes.predictive.link
     assert isinstance(link, Tempered)
     assert link.temperature < 0.8
-    assert f"Temperature {link.temperature:.2f}: 60 training answers" in bayes.reason
+    assert f"Temperature {link.temperature:.2f}: 120 training answers" in bayes.reason
     assert len(set(bayes.posterior.prior.precision.values())) == 1
     ours, plain = bayes.predict(inputs), bayes.predict(inputs, MAP())
     assert torch.equal(ours.predicted, plain.predicted)
@@ -126,10 +129,10 @@ def test_gradients_of_rows_by_autograd(sketch_size):
 
 def test_answers_of_multi_label_rows_choose_a_temperature_too():
     model = mlp(3, 4, 3)
-    inputs = torch.randn(8, 3, generator=seeded(0), dtype=next(model.parameters()).dtype)
-    loader = [(inputs, torch.randint(2, (8, 3), generator=seeded(1)))]
+    inputs = torch.randn(100, 3, generator=seeded(0), dtype=next(model.parameters()).dtype)
+    loader = [(inputs, torch.randint(2, (100, 3), generator=seeded(1)))]
     bayes = bayesianize(model, loader, likelihood=Bernoulli(), progress=False)
-    assert "24 training answers" in bayes.reason
+    assert "300 training answers" in bayes.reason
 
 
 def test_rows_without_a_label_are_left_out():
