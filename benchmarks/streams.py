@@ -22,7 +22,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
@@ -309,12 +309,13 @@ def report(options: argparse.Namespace, setup: Setup) -> None:
     found = finished(cells, setup)
     if not found:
         sys.exit(f"No finished cell of these settings under {str(setup.output)!r}; run them first.")
+    by_name = {name_of(cell, setup): result for cell, result in found.items()}
+    check_kept(by_name, setup)
     results = list(found.values())
     said = [word for word in sys.argv if word != "--report"]
     command = shlex.join(["python", *said]).replace(str(options.data), "DIR")
     tuning = tuning_table(report_tuning(METHODS, setup))
     write_text(setup.results / "streams.md", page(results, tuning, command, setup))
-    by_name = {name_of(cell, setup): result for cell, result in found.items()}
     write_text(setup.results / CELLS, as_csv(by_name))
     if options.figures:
         options.images.mkdir(parents=True, exist_ok=True)
@@ -322,6 +323,19 @@ def report(options: argparse.Namespace, setup: Setup) -> None:
     if options.results == RESULTS:
         update_readme(summary_table(results))
     print(summary_table(results))
+
+
+def check_kept(by_name: Mapping[str, Result], setup: Setup) -> None:
+    """Stop if a method whose committed cells would be dropped has none of these settings.
+
+    Its settings have changed, in truth or only in how they are written: run it again, or take its
+    cells out of the committed file by hand.
+    """
+    committed = from_csv(setup.results / CELLS)
+    kept = {(result.stream, result.method) for result in by_name.values()}
+    lost = [name for name, r in committed.items() if (r.stream, r.method) not in kept]
+    if lost:
+        sys.exit(f"{len(lost)} committed cells are of other settings, first {lost[0]}; run those.")
 
 
 def report_tuning(methods: Iterable[str], setup: Setup) -> dict[Cell, float]:

@@ -57,6 +57,11 @@ class KroneckerGGN:
                 f"wide must be above {OVERSAMPLING + 1} rank. Give a larger wide, or no rank."
             )
 
+    def __repr__(self) -> str:
+        # `wide` says nothing where there is no rank.
+        low = "" if self.rank is None else f", rank={self.rank}, wide={self.wide}"
+        return f"{type(self).__name__}(directions={self.directions!r}{low})"
+
     def is_low_rank(self, width: int) -> bool:
         """Whether a side of this width is kept in low rank."""
         return self.rank is not None and width >= self.wide
