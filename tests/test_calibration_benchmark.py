@@ -33,8 +33,9 @@ def scored(bench: Any, one: Any, method: str, nll: float, **changes: Any) -> Any
     known = {"accuracy": 0.8, "nll": nll, "ece": 0.1, "brier": 0.3, "aurc": 0.05, "removed": 0.2}
     rest = dict.fromkeys(("auroc", "auroc_total", "auroc_epistemic"), math.nan)
     times = {"fit_seconds": 1.5, "predict_seconds": 0.5}
+    revision = bench("calibration_methods").METHODS[method].revision
     score = store.Score(
-        one.key, one.name, one.rows, one.protocol, one.seed, method, 1, 50,
+        one.key, one.name, one.rows, one.protocol, one.seed, method, revision, 50,
         **known, less=0.0, low=-0.1, high=0.1, **rest, **times,
     )  # fmt: skip
     return replace(score, **changes)
