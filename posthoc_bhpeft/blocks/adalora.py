@@ -24,10 +24,8 @@ from posthoc_bhpeft.blocks.block import (
     MatrixView,
     ModuleTap,
     Observation,
+    block_at,
     by_row,
-    join,
-    kind_of,
-    ones_like_positions,
 )
 
 Part = Literal["lora_A", "lora_E", "lora_B"]
@@ -46,10 +44,9 @@ def adalora_blocks(path: str, module: nn.Module) -> Iterator[Block]:
             if adapter not in container or not container[adapter].numel():
                 continue
             if container[adapter].requires_grad:
-                name = join(path, f"{part}.{adapter}")
                 n_rows, n_columns = container[adapter].shape
                 view = MatrixView((n_rows, n_columns))
-                yield Block(name, kind_of(name), name, path, view, SVDFactor(part, adapter))
+                yield block_at(path, f"{part}.{adapter}", view, SVDFactor(part, adapter))
 
 
 @dataclass(frozen=True)
@@ -71,4 +68,4 @@ class SVDFactor(ModuleTap):
         if self.part == "lora_A":
             return Observation((above @ up) * weights.T, given)
         rows = (above @ up) * (given @ down.T)
-        return Observation(rows, ones_like_positions(rows))
+        return Observation.of_vector(rows)

@@ -43,6 +43,22 @@ class Observation:
     columns: Tensor
     factored: bool = True
 
+    @classmethod
+    def of_gradient(cls, gradient: Tensor) -> Observation:
+        """`G_n (N, p, q)` as `sum_t e_t (row t of G_n)^T`, or the other way round where `q < p`."""
+        n_rows, p, q = gradient.shape
+        unit = torch.eye(min(p, q), dtype=gradient.dtype, device=gradient.device)
+        unit = unit.expand(n_rows, -1, -1)
+        if p <= q:
+            return cls(unit, gradient, factored=False)
+        return cls(gradient.transpose(1, 2), unit, factored=False)
+
+    @classmethod
+    def of_vector(cls, rows: Tensor) -> Observation:
+        """`G_n = sum_t rows_nt` of a vector, `(N, T, p)`: every column is a 1."""
+        ones = torch.ones((), dtype=rows.dtype, device=rows.device)
+        return cls(rows, ones.expand(*rows.shape[:2], 1))
+
     def gradient(self) -> Tensor:
         """Per-sample gradient of the block, `(N, p, q)`."""
         return self.rows.transpose(1, 2) @ self.columns
@@ -205,6 +221,15 @@ def kind_of(path: str) -> Kind:
     return Kind.HEAD if HEAD_NAMES.intersection(parts) else Kind.OTHER
 
 
+def block_at(path: str, inside: str, view: MatrixView, tap: Tap | ModuleTap) -> Block:
+    """The block that a whole parameter is: the one named `inside` in the module at `path`.
+
+    Its kind follows from the module and the container; what an adapter is called says nothing.
+    """
+    name = join(path, inside)
+    return Block(name, kind_of(join(path, inside.partition(".")[0])), name, path, view, tap)
+
+
 def join(path: str, name: str) -> str:
     """Dotted path of `name` below `path`, which is empty for the model itself."""
     return f"{path}.{name}" if path else name
@@ -228,8 +253,3 @@ def by_row(tensor: Tensor, n_rows: int) -> Tensor:
             "rows, so there is no gradient a row. Freeze its tensors to leave them out."
         )
     return tensor.reshape(n_rows, -1, tensor.shape[-1])
-
-
-def ones_like_positions(rows: Tensor) -> Tensor:
-    """`(N, T, 1)` of ones: the columns of a vector's observation."""
-    return torch.ones((), dtype=rows.dtype, device=rows.device).expand(*rows.shape[:2], 1)

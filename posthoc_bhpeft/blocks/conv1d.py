@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from posthoc_bhpeft.blocks.block import Block, MatrixView, join, kind_of
+from posthoc_bhpeft.blocks.block import Block, MatrixView, block_at
 from posthoc_bhpeft.blocks.linear import observe_bias, observe_weight
 
 
@@ -17,9 +17,7 @@ def conv1d_blocks(path: str, module: nn.Module) -> Iterator[Block]:
         return
     n_in, n_out = module.weight.shape
     if module.weight.requires_grad:
-        name = join(path, "weight")
         view = MatrixView((n_out, n_in), order=(1, 0))
-        yield Block(name, kind_of(path), name, path, view, observe_weight)
+        yield block_at(path, "weight", view, observe_weight)
     if module.bias.requires_grad:
-        name = join(path, "bias")
-        yield Block(name, kind_of(path), name, path, MatrixView((n_out, 1)), observe_bias)
+        yield block_at(path, "bias", MatrixView((n_out, 1)), observe_bias)

@@ -25,10 +25,8 @@ from posthoc_bhpeft.blocks.block import (
     MatrixView,
     ModuleTap,
     Observation,
+    block_at,
     by_row,
-    join,
-    kind_of,
-    ones_like_positions,
 )
 
 
@@ -45,9 +43,9 @@ def dora_blocks(path: str, module: nn.Module) -> Iterator[Block]:
         return
     magnitude = magnitude_of(module, adapters[0])
     if magnitude.requires_grad:
-        name = join(path, f"lora_magnitude_vector.{adapters[0]}.weight")
+        inside = f"lora_magnitude_vector.{adapters[0]}.weight"
         view = MatrixView((magnitude.numel(), 1))
-        yield Block(name, kind_of(name), name, path, view, DoraMagnitude(adapters[0]))
+        yield block_at(path, inside, view, DoraMagnitude(adapters[0]))
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class DoraMagnitude(ModuleTap):
             else module_input @ whole.T
         )
         rows = by_row(cotangent * found / whole.norm(dim=1), n_rows)
-        return Observation(rows, ones_like_positions(rows))
+        return Observation.of_vector(rows)
 
 
 def direction(layer: LoraLayer, adapter: str) -> Tensor:

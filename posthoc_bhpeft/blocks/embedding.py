@@ -27,6 +27,7 @@ from posthoc_bhpeft.blocks.block import (
     MatrixView,
     ModuleTap,
     Observation,
+    block_at,
     by_row,
     join,
     kind_of,
@@ -48,9 +49,8 @@ def lora_embedding_blocks(path: str, module: nn.Module) -> Iterator[Block]:
         if down.requires_grad:
             yield from token_blocks(path, adapter, *down.shape)
         if up.requires_grad:
-            name = join(path, f"lora_embedding_B.{adapter}")
             view = MatrixView((up.shape[0], up.shape[1]))
-            yield Block(name, kind_of(name), name, path, view, EmbeddingUp(adapter))
+            yield block_at(path, f"lora_embedding_B.{adapter}", view, EmbeddingUp(adapter))
 
 
 def token_blocks(path: str, adapter: str, rank: int, vocabulary: int) -> Iterator[Block]:
@@ -119,9 +119,8 @@ def trained_token_blocks(path: str, module: nn.Module) -> Iterator[Block]:
     for adapter in module.active_adapters if module.tied_adapter is None else ():
         weight = module.trainable_tokens_delta[adapter]
         if weight.requires_grad:
-            name = join(path, f"trainable_tokens_delta.{adapter}")
             view = MatrixView((weight.shape[0], weight.shape[1]))
-            yield Block(name, kind_of(name), name, path, view, TrainedTokens(adapter))
+            yield block_at(path, f"trainable_tokens_delta.{adapter}", view, TrainedTokens(adapter))
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,8 @@ from posthoc_bhpeft.blocks.block import (
     MatrixView,
     ModuleTap,
     Observation,
+    block_at,
     by_row,
-    join,
-    kind_of,
-    ones_like_positions,
 )
 
 
@@ -38,9 +36,8 @@ def ia3_blocks(path: str, module: nn.Module) -> Iterator[Block]:
         vector = module.ia3_l.get(adapter, None)
         # Convolutions have vectors with more axes, and inputs that are no rows of positions.
         if vector is not None and vector.dim() == 2 and vector.requires_grad:
-            name = join(path, f"ia3_l.{adapter}")
             view = MatrixView((vector.numel(), 1))
-            yield Block(name, kind_of(path), name, path, view, IA3Vector(adapter))
+            yield block_at(path, f"ia3_l.{adapter}", view, IA3Vector(adapter))
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class IA3Vector(ModuleTap):
             if other != self.adapter and other in layer.ia3_l:
                 scaled = scaled * layer.ia3_l[other].flatten().to(scaled)
         rows = by_row(scaled, n_rows)
-        return Observation(rows, ones_like_positions(rows))
+        return Observation.of_vector(rows)
 
 
 def run(layer: nn.Module, inputs: Tensor) -> Tensor:

@@ -10,10 +10,8 @@ from posthoc_bhpeft.blocks.block import (
     Block,
     MatrixView,
     Observation,
+    block_at,
     by_row,
-    join,
-    kind_of,
-    ones_like_positions,
 )
 
 
@@ -25,14 +23,11 @@ def linear_blocks(path: str, module: nn.Module) -> Iterator[Block]:
     """
     if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
         return
-    kind = kind_of(path)
     if module.weight.requires_grad:
-        name = join(path, "weight")
         view = MatrixView((module.out_features, module.in_features))
-        yield Block(name, kind, name, path, view, observe_weight)
+        yield block_at(path, "weight", view, observe_weight)
     if module.bias is not None and module.bias.requires_grad:
-        name = join(path, "bias")
-        yield Block(name, kind, name, path, MatrixView((module.out_features, 1)), observe_bias)
+        yield block_at(path, "bias", MatrixView((module.out_features, 1)), observe_bias)
 
 
 def observe_weight(module_input: Tensor, cotangent: Tensor, n_rows: int) -> Observation:
@@ -42,5 +37,4 @@ def observe_weight(module_input: Tensor, cotangent: Tensor, n_rows: int) -> Obse
 
 def observe_bias(module_input: Tensor, cotangent: Tensor, n_rows: int) -> Observation:
     """`G_n = sum_t g_nt`."""
-    rows = by_row(cotangent, n_rows)
-    return Observation(rows, ones_like_positions(rows))
+    return Observation.of_vector(by_row(cotangent, n_rows))

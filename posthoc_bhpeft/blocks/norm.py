@@ -15,10 +15,8 @@ from posthoc_bhpeft.blocks.block import (
     MatrixView,
     ModuleTap,
     Observation,
+    block_at,
     by_row,
-    join,
-    kind_of,
-    ones_like_positions,
 )
 from posthoc_bhpeft.blocks.linear import observe_bias
 
@@ -29,11 +27,9 @@ def layer_norm_blocks(path: str, module: nn.Module) -> Iterator[Block]:
         return
     view = MatrixView((module.normalized_shape[0], 1))
     if module.weight is not None and module.weight.requires_grad:
-        name = join(path, "weight")
-        yield Block(name, kind_of(path), name, path, view, NormScale(module.eps))
+        yield block_at(path, "weight", view, NormScale(module.eps))
     if module.bias is not None and module.bias.requires_grad:
-        name = join(path, "bias")
-        yield Block(name, kind_of(path), name, path, view, observe_bias)
+        yield block_at(path, "bias", view, observe_bias)
 
 
 def rms_norm_blocks(path: str, module: nn.Module) -> Iterator[Block]:
@@ -47,8 +43,7 @@ def rms_norm_blocks(path: str, module: nn.Module) -> Iterator[Block]:
     if not named or weight is None or weight.dim() != 1 or len(list(module.parameters())) != 1:
         return
     if weight.requires_grad:
-        name = join(path, "weight")
-        yield Block(name, kind_of(path), name, path, MatrixView((len(weight), 1)), RMSNormScale())
+        yield block_at(path, "weight", MatrixView((len(weight), 1)), RMSNormScale())
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ class NormScale:
     def __call__(self, module_input: Tensor, cotangent: Tensor, n_rows: int) -> Observation:
         normalised = F.layer_norm(module_input, module_input.shape[-1:], eps=self.eps)
         rows = by_row(cotangent * normalised, n_rows)
-        return Observation(rows, ones_like_positions(rows))
+        return Observation.of_vector(rows)
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ class RMSNormScale(ModuleTap):
     ) -> Observation:
         one, none = (run_with_scale(module, module_input, value) for value in (1.0, 0.0))
         rows = by_row(cotangent * (one - none).to(cotangent), n_rows)
-        return Observation(rows, ones_like_positions(rows))
+        return Observation.of_vector(rows)
 
 
 def run_with_scale(module: nn.Module, inputs: Tensor, value: float) -> Tensor:

@@ -29,9 +29,8 @@ from posthoc_bhpeft.blocks.block import (
     MatrixView,
     ModuleTap,
     Observation,
+    block_at,
     by_row,
-    join,
-    kind_of,
 )
 
 REPLAYED = (LoHaLayer, LoKrLayer, OFTLayer, HRALayer, FourierFTLayer)
@@ -46,10 +45,9 @@ def replayed_blocks(path: str, module: nn.Module) -> Iterator[Block]:
         active = {id(tensor) for tensor in active_tensors(module)}
         for inside, tensor in module.named_parameters():
             if id(tensor) in active and tensor.requires_grad:
-                name = join(path, inside)
                 rows = tensor.shape[0] if tensor.dim() > 1 else tensor.numel()
                 view = MatrixView((rows, tensor.numel() // rows))
-                yield Block(name, kind_of(path), name, path, view, Replayed(inside, view))
+                yield block_at(path, inside, view, Replayed(inside, view))
 
 
 @dataclass(frozen=True)
@@ -76,14 +74,4 @@ class Replayed(ModuleTap):
                 output = module.forward(given[row : row + 1])
             (found,) = torch.autograd.grad(output, tensor, above[row : row + 1].to(output))
             gradients.append(self.view.read(found))
-        return as_rows(torch.stack(gradients).to(cotangent))
-
-
-def as_rows(gradient: Tensor) -> Observation:
-    """`G_n (N, p, q)` as `sum_t e_t (row t of G_n)^T`, or the other way round where `q < p`."""
-    n_rows, p, q = gradient.shape
-    unit = torch.eye(min(p, q), dtype=gradient.dtype, device=gradient.device)
-    unit = unit.expand(n_rows, -1, -1)
-    if p <= q:
-        return Observation(unit, gradient, factored=False)
-    return Observation(gradient.transpose(1, 2), unit, factored=False)
+        return Observation.of_gradient(torch.stack(gradients).to(cotangent))

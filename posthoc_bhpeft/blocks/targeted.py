@@ -20,9 +20,8 @@ from posthoc_bhpeft.blocks.block import (
     MatrixView,
     ModuleTap,
     Observation,
+    block_at,
     by_row,
-    join,
-    kind_of,
 )
 from posthoc_bhpeft.errors import UnclaimedParameterError
 
@@ -45,9 +44,8 @@ def target_parameter_blocks(path: str, module: nn.Module) -> Iterator[Block]:
             if weight is None or not weight.requires_grad:
                 continue
             check_linear(path, module)
-            name = join(path, f"{part}.{adapter}.weight")
             view = MatrixView((weight.shape[0], weight.shape[1]))
-            yield Block(name, kind_of(name), name, path, view, TargetedFactor(part, adapter))
+            yield block_at(path, f"{part}.{adapter}.weight", view, TargetedFactor(part, adapter))
 
 
 def check_linear(path: str, module: ParamWrapper) -> None:

@@ -22,10 +22,8 @@ from posthoc_bhpeft.blocks.block import (
     MatrixView,
     ModuleTap,
     Observation,
+    block_at,
     by_row,
-    join,
-    kind_of,
-    ones_like_positions,
 )
 
 Part = Literal["vera_lambda_b", "vera_lambda_d"]
@@ -40,9 +38,8 @@ def vera_blocks(path: str, module: nn.Module) -> Iterator[Block]:
         for part in PARTS:
             container = getattr(module, part)
             if adapter in container and container[adapter].requires_grad:
-                name = join(path, f"{part}.{adapter}")
                 view = MatrixView((container[adapter].numel(), 1))
-                yield Block(name, kind_of(path), name, path, view, VeraVector(part, adapter))
+                yield block_at(path, f"{part}.{adapter}", view, VeraVector(part, adapter))
 
 
 @dataclass(frozen=True)
@@ -66,4 +63,4 @@ class VeraVector(ModuleTap):
             rows = above * ((between * layer.vera_lambda_d[self.adapter].to(cotangent)) @ up.T)
         else:
             rows = ((above * layer.vera_lambda_b[self.adapter].to(cotangent)) @ up) * between
-        return Observation(rows, ones_like_positions(rows))
+        return Observation.of_vector(rows)

@@ -112,11 +112,7 @@ class PlacedAccumulator:
 def smaller(observation: Observation) -> Observation:
     """The gradient with an identity, where its two sides are larger than itself."""
     rows, columns = observation.rows, observation.columns
-    (n, positions, p), q = rows.shape, columns.shape[2]
+    (_, positions, p), q = rows.shape, columns.shape[2]
     if positions * (p + q) <= p * q + min(p, q) ** 2:
         return observation
-    gradient = observation.gradient()
-    identity = torch.eye(min(p, q), dtype=rows.dtype, device=rows.device).expand(n, -1, -1)
-    if p <= q:
-        return Observation(identity, gradient, factored=False)
-    return Observation(gradient.mT, identity, factored=False)
+    return Observation.of_gradient(observation.gradient())

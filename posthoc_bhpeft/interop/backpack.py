@@ -191,7 +191,7 @@ class BackPACKTape:
         # More leading rows than the batch has: the model flattened rows and positions.
         each = found.detach().reshape(n_rows, -1, *found.shape[1:]).sum(1)
         each = each.float() if each.dtype in (torch.float16, torch.bfloat16) else each
-        return trivial_factors(torch.vmap(block.view.read)(each))
+        return Observation.of_gradient(torch.vmap(block.view.read)(each))
 
     def check_calls(self) -> None:
         """Raise unless each tapped module was called exactly once."""
@@ -232,16 +232,6 @@ def tapped_modules(model: nn.Module, blocks: Sequence[Block]) -> dict[str, nn.Mo
         if path not in modules:
             raise ModelError(f"The model has no module {path!r}: these are another model's blocks.")
     return {path: modules[path] for path in paths}
-
-
-def trivial_factors(gradient: Tensor) -> Observation:
-    """`G_n (N, p, q)` as `sum_t e_t (row t of G_n)^T`, or the other way round where `q < p`."""
-    n_rows, p, q = gradient.shape
-    unit = torch.eye(min(p, q), dtype=gradient.dtype, device=gradient.device)
-    unit = unit.expand(n_rows, -1, -1)
-    if p <= q:
-        return Observation(unit, gradient, factored=False)
-    return Observation(gradient.transpose(1, 2), unit, factored=False)
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def with_absent_read(inputs: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
         found = sorted(inputs) if ids is None else tuple(ids.shape)
         raise DataError(
             f"Multiple choice needs 'input_ids' (N, K, T), one text a choice; got {found}. "
-            "choice_loader(questions, tokenizer) makes such batches."
+            "make_loader(encode_choices(rows, tokenizer), tokenizer) makes such batches."
         )
     if mask is None:
         return inputs, torch.zeros(ids.shape[:2], dtype=torch.bool, device=ids.device)
