@@ -14,6 +14,9 @@ BY_TASK_TYPE = {
 }
 """peft's task types that are no sequence classification."""
 
+LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
+"""Ends of the names of causal language models."""
+
 LABELLED = ("ForSequenceClassification", "ForTokenClassification")
 """Ends of the names of classes whose head has an output for every label."""
 

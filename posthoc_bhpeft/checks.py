@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from posthoc_bhpeft.architectures import LANGUAGE_MODELS
 from posthoc_bhpeft.batches import (
     Inputs,
     LabelSummary,
@@ -162,7 +163,7 @@ def check_shift(model: nn.Module, likelihood: Likelihood) -> None:
         ConfigError: Naming the likelihood that is meant.
     """
     name, moved = type(base_of(model)).__name__, getattr(likelihood, "shift", None)
-    causal = name.endswith(("ForCausalLM", "LMHeadModel"))
+    causal = name.endswith(LANGUAGE_MODELS)
     other = name.endswith(("ForTokenClassification", "ForConditionalGeneration"))
     if moved is False and causal:
         raise ConfigError(

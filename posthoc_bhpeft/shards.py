@@ -10,25 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from posthoc_bhpeft.batches import Loader
 from posthoc_bhpeft.distributed import Processes
 from posthoc_bhpeft.errors import ConfigError, DataError
-
-
-class Batches(Protocol):
-    """Sized, and can be iterated again."""
-
-    def __len__(self) -> int:
-        """Number of batches."""
-        ...
-
-    def __iter__(self) -> Iterator[Any]:
-        """Iterate over the batches, from the first."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -43,7 +32,7 @@ class Shard:
         rows: The places of their rows in the whole data, in order, where these are known.
     """
 
-    batches: Batches
+    batches: Loader
     rows: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
@@ -62,7 +51,7 @@ class SomeBatches:
         places: Of those to keep.
     """
 
-    batches: Batches
+    batches: Loader
     places: frozenset[int]
 
     def __len__(self) -> int:
@@ -72,7 +61,7 @@ class SomeBatches:
         return (batch for place, batch in enumerate(self.batches) if place in self.places)
 
 
-def some_batches(loader: Batches, places: Iterable[int]) -> Batches:
+def some_batches(loader: Loader, places: Iterable[int]) -> Loader:
     """The batches at these places; of a process's part, a smaller part."""
     chosen = SomeBatches(loader, frozenset(places))
     return Shard(chosen) if isinstance(loader, Shard) else chosen

@@ -73,7 +73,7 @@ def import_folders(
             resolve_model,
             whole_folder,
         )
-        from posthoc_bhpeft.interop.importing import import_hybrid, read_sources
+        from posthoc_bhpeft.interop.importing import hybrid_of, read_sources
 
         paths = [checkpoint_folder(folder) for folder in folders]
         check_output(output, overwrite=overwrite)
@@ -81,7 +81,7 @@ def import_folders(
         labels = _labels(paths, head_from, classes)
         model = load_base(name, label_names=labels)
         sources = read_sources(model, paths, head_from)
-        tuned = import_hybrid(model, *paths, head_from=head_from)
+        tuned = hybrid_of(model, sources)
         with whole_folder(output, overwrite=overwrite) as fresh:
             tuned.save_pretrained(str(fresh))
         parts = {part: str(source.folder) for source in sources for part in source.parts}

@@ -179,7 +179,7 @@ def _answer(prediction: Prediction, n: int, label_names: Sequence[str] | None) -
     if not prediction.multilabel:
         chosen = int(prediction.predicted[n])
         return {"prediction": chosen} | ({"name": label_names[chosen]} if label_names else {})
-    yes = (prediction.logits[n] > 0).nonzero().flatten().tolist()
+    yes = prediction.predicted[n].nonzero().flatten().tolist()
     return {"prediction": yes} | ({"names": [label_names[c] for c in yes]} if label_names else {})
 
 

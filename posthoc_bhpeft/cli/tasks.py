@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from posthoc_bhpeft.architectures import name_in_adapter
+from posthoc_bhpeft.architectures import LANGUAGE_MODELS, name_in_adapter
 from posthoc_bhpeft.checkpoints import ADAPTER_FILE, read_json
 from posthoc_bhpeft.data import EncodedRows, encode, encode_choices, encode_prompts
 from posthoc_bhpeft.data.answers import letters
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 UNNAMED = "LABEL_"
 """Start of the names that transformers gives to labels without one."""
 
-LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 MULTIPLE_CHOICE = "ForMultipleChoice"
 REFUSED = ("ForTokenClassification", "ForSeq2SeqLM", "ForQuestionAnswering")
 

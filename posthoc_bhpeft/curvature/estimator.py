@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from posthoc_bhpeft.blocks import Observation, Observed
 from posthoc_bhpeft.curvature.directions import Directions
+from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.linalg import BlockOperator
 
 
@@ -57,6 +58,28 @@ class Curvature(Protocol):
     def accumulator(self, block: Observed) -> Accumulator:
         """An empty accumulator for one block."""
         ...
+
+
+def summed_by(total: Accumulator, purpose: str) -> Summed:
+    """An accumulator that tells its sums.
+
+    Raises:
+        ConfigError: If it does not.
+    """
+    if isinstance(total, Summed):
+        return total
+    raise ConfigError(
+        f"{type(total).__name__} has no methods sums() and restore(), which {purpose} needs: parts "
+        "are added up (docs/extending.md). Add them, or fit with one process and without resume=."
+    )
+
+
+def nested(curvature: Curvature) -> Iterator[Curvature]:
+    """The estimator, and those inside it (`Placed`, `Subsample`)."""
+    inner: Curvature | None = curvature
+    while inner is not None:
+        yield inner
+        inner = getattr(inner, "estimator", None)
 
 
 @dataclass(frozen=True)

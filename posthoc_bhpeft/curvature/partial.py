@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_bhpeft.blocks import Observed, Product
-from posthoc_bhpeft.curvature.estimator import Accumulator, Curvature, Summed
+from posthoc_bhpeft.curvature.estimator import Accumulator, Curvature, summed_by
 from posthoc_bhpeft.distributed import Processes
-from posthoc_bhpeft.errors import ConfigError
 
 Part = tuple[str, str]
 """A block's name, and the name of one of its sums."""
@@ -97,17 +96,3 @@ def parameter_of(observed: Observed) -> str:
     """A parameter on the device where a block, or the second factor of a product, lies."""
     block = observed.up if isinstance(observed, Product) else observed
     return block.parameter  # type: ignore[attr-defined, no-any-return]
-
-
-def summed_by(total: Accumulator, purpose: str) -> Summed:
-    """An accumulator that tells its sums.
-
-    Raises:
-        ConfigError: If it does not.
-    """
-    if isinstance(total, Summed):
-        return total
-    raise ConfigError(
-        f"{type(total).__name__} has no methods sums() and restore(), which {purpose} needs: parts "
-        "are added up (docs/extending.md). Add them, or fit with one process and without resume=."
-    )

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from posthoc_bhpeft.blocks import Observation, Observed
 from posthoc_bhpeft.curvature.directions import Directions
-from posthoc_bhpeft.curvature.estimator import Accumulator, Curvature, Summed
+from posthoc_bhpeft.curvature.estimator import Accumulator, Curvature, summed_by
 from posthoc_bhpeft.curvature.kfac import KFAC
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.linalg import BlockOperator
 
+IN_PARTS = "a fit by several processes or with resume="
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -88,21 +89,12 @@ class PlacedAccumulator:
         self.inner.add(replace(observation, rows=rows, columns=columns))
 
     def sums(self) -> dict[str, Tensor]:
-        return self.summed().sums()
+        return summed_by(self.inner, IN_PARTS).sums()
 
     def restore(self, sums: Mapping[str, Tensor]) -> None:
         device = self.placed.device
-        self.summed().restore(
+        summed_by(self.inner, IN_PARTS).restore(
             {n: one if device is None else one.to(device) for n, one in sums.items()}
-        )
-
-    def summed(self) -> Summed:
-        """The inner accumulator, if its state can be told."""
-        if isinstance(self.inner, Summed):
-            return self.inner
-        raise ConfigError(
-            f"{type(self.inner).__name__} does not tell its sums, so it cannot be resumed or "
-            "shared by processes. Give it sums() and restore()."
         )
 
     def finish(self) -> BlockOperator:

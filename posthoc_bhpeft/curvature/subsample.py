@@ -10,7 +10,7 @@ import torch
 from posthoc_bhpeft.batches import Loader
 from posthoc_bhpeft.blocks import Observed
 from posthoc_bhpeft.curvature.directions import Directions
-from posthoc_bhpeft.curvature.estimator import Accumulator, Curvature
+from posthoc_bhpeft.curvature.estimator import Accumulator, Curvature, nested
 from posthoc_bhpeft.curvature.kronecker import KroneckerGGN
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.shards import processes_of, some_batches
@@ -71,14 +71,11 @@ def sampled(estimator: Curvature, loader: Loader, n_rows: int) -> Loader:
         loader: Of the whole data, or of one process's part.
         n_rows: Of the whole data.
     """
-    while not isinstance(estimator, Subsample):
-        if not hasattr(estimator, "estimator"):
-            return loader
-        estimator = estimator.estimator  # of one around another, such as Placed
-    if estimator.rows >= n_rows:
+    chosen = next((one for one in nested(estimator) if isinstance(one, Subsample)), None)
+    if chosen is None or chosen.rows >= n_rows:
         return loader
     # Streams of their own: parts of the data may be in the same order of some kind.
-    generator = torch.Generator().manual_seed(estimator.seed + processes_of(loader).rank)
-    wanted = math.ceil(len(loader) * estimator.rows / n_rows)
+    generator = torch.Generator().manual_seed(chosen.seed + processes_of(loader).rank)
+    wanted = math.ceil(len(loader) * chosen.rows / n_rows)
     places = torch.randperm(len(loader), generator=generator)[:wanted].tolist()
     return some_batches(loader, places)

@@ -58,13 +58,13 @@ def import_hybrid(
             does not have.
         ModelError: The model is a PEFT model already.
     """
-    if isinstance(model, PeftModel) or hasattr(model, "peft_config"):
-        raise ModelError(
-            "import_hybrid needs the base model, and this one has adapters already. Load the base "
-            "anew with AutoModelForSequenceClassification.from_pretrained or take them off with "
-            "unload()."
-        )
-    sources = read_sources(model, folders, head_from)
+    return hybrid_of(model, read_sources(model, folders, head_from), adapter_name)
+
+
+def hybrid_of(
+    model: PreTrainedModel, sources: Sequence[Source], adapter_name: str = "default"
+) -> PeftModel:
+    """The hybrid of sources that were read; see `import_hybrid`."""
     head = _one_head(sources)
     tuned = get_peft_model(model, _config(sources, head), adapter_name=adapter_name)
     tensors = {name: tensor for source in sources for name, tensor in source.tensors.items()}
@@ -78,6 +78,12 @@ def read_sources(
     model: PreTrainedModel, folders: Sequence[str | Path], head_from: str | Path | None = None
 ) -> list[Source]:
     """Checkpoints in a hybrid's words, the model left alone; see `import_hybrid`."""
+    if isinstance(model, PeftModel) or hasattr(model, "peft_config"):
+        raise ModelError(
+            "import_hybrid needs the base model, and this one has adapters already. Load the base "
+            "anew with AutoModelForSequenceClassification.from_pretrained or take them off with "
+            "unload()."
+        )
     if not folders:
         raise ConfigError("import_hybrid needs a checkpoint: the folder of a LoRA, for instance.")
     paths = [checkpoint_folder(folder) for folder in folders]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from posthoc_bhpeft.errors import ConfigError
-from posthoc_bhpeft.likelihood import Gaussian, Tokens
 from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.selection.evidential import MarginalLikelihood, VisiblePrecision
 from posthoc_bhpeft.selection.leaveout import LeaveOneOut
 from posthoc_bhpeft.selection.matched import MatchedPrecision
-from posthoc_bhpeft.selection.rule import LaplaceFit, PriorChoice, PriorRule
+from posthoc_bhpeft.selection.rule import LaplaceFit, PriorChoice, PriorRule, without_log_odds
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,7 @@ class Chained(PriorRule):
 
     def choose(self, fit: LaplaceFit) -> PriorChoice:
         """The floor; `bayesianize` puts it under the carried curvature."""
-        without = isinstance(fit.likelihood, Gaussian | Tokens)
-        if without and isinstance(self.floor, MatchedPrecision):
+        if without_log_odds(fit.likelihood) and isinstance(self.floor, MatchedPrecision):
             # There that rule falls back on the evidence, which knows of isotropic priors alone.
             return PriorChoice(self.prior.precision, "Its floor is kept.")
         return self.floor.choose(fit)

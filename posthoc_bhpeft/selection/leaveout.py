@@ -9,13 +9,18 @@ import torch
 
 from posthoc_bhpeft.batches import Loader
 from posthoc_bhpeft.errors import ConfigError, DataError
-from posthoc_bhpeft.likelihood import Gaussian, Tokens
 from posthoc_bhpeft.predictive.gradients import LabelGradients
 from posthoc_bhpeft.predictive.links import Link, LogOdds, Tempered
 from posthoc_bhpeft.selection.evidential import VisiblePrecision
 from posthoc_bhpeft.selection.hidden import HiddenRows, share_hidden, with_hidden_tokens
 from posthoc_bhpeft.selection.leftout import LeftOutRows, most_modest
-from posthoc_bhpeft.selection.rule import LaplaceFit, PriorChoice, PriorRule, spread
+from posthoc_bhpeft.selection.rule import (
+    LaplaceFit,
+    PriorChoice,
+    PriorRule,
+    spread,
+    without_log_odds,
+)
 
 GRID = 20
 """Temperatures tried for each factor of e."""
@@ -77,7 +82,7 @@ class LeaveOneOut(PriorRule):
 
     def choose(self, fit: LaplaceFit) -> PriorChoice:
         """The precision, and the temperature of the default link."""
-        if isinstance(fit.likelihood, Gaussian | Tokens):
+        if without_log_odds(fit.likelihood):
             return VisiblePrecision().choose(fit)
         n_rows = fit.evidence.n_rows
         batches = spread(fit.training, self.max_rows, n_rows)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from posthoc_bhpeft.likelihood import Gaussian, Tokens
 from posthoc_bhpeft.predictive.links import LogOdds
 from posthoc_bhpeft.selection.evidential import VisiblePrecision
 from posthoc_bhpeft.selection.jackknife import guarded_precision, matched_precision
-from posthoc_bhpeft.selection.rule import LaplaceFit, PriorChoice, PriorRule, spread
+from posthoc_bhpeft.selection.rule import (
+    LaplaceFit,
+    PriorChoice,
+    PriorRule,
+    spread,
+    without_log_odds,
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class MatchedPrecision(PriorRule):
 
     def choose(self, fit: LaplaceFit) -> PriorChoice:
         """The matched precision, raised by the guard."""
-        if isinstance(fit.likelihood, Gaussian | Tokens):
+        if without_log_odds(fit.likelihood):
             return VisiblePrecision().choose(fit)
         rows = spread(fit.training, self.max_rows, fit.evidence.n_rows)
         spectra = list(fit.spectra(rows, LogOdds()))

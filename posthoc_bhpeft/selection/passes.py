@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from posthoc_bhpeft.batches import Loader, device_of
 from posthoc_bhpeft.blocks import Block, Engine
+from posthoc_bhpeft.distributed import Processes
 from posthoc_bhpeft.likelihood import Likelihood
 from posthoc_bhpeft.linalg import Eigenbasis
 from posthoc_bhpeft.predictive.gradients import LabelGradients, label_gradients
@@ -43,9 +45,7 @@ class Passes:
 
     def spectra(self, batches: Loader, link: Link) -> Iterator[CovarianceSpectrum]:
         """Covariance spectra of batches, as a link needs them."""
-        part = own_part(batches)
-        processes = processes_of(part)
-        shown = track(part, "Prior", len(part), self.progress and processes.first)
+        shown, processes = self.own(batches)
         own = covariance_spectra(
             self.model,
             self.blocks,
@@ -61,10 +61,14 @@ class Passes:
 
     def gradients(self, batches: Loader) -> Iterator[LabelGradients]:
         """Gradients of the label log-odds of batches, on the CPU."""
-        part = own_part(batches)
-        processes = processes_of(part)
-        shown = track(part, "Prior", len(part), self.progress and processes.first)
+        shown, processes = self.own(batches)
         own = label_gradients(
             self.model, self.blocks, self.bases, self.likelihood, shown, engine=self.engine
         )
         return processes.shared(own)
+
+    def own(self, batches: Loader) -> tuple[Iterable[Any], Processes]:
+        """This process's part of the batches, with a progress bar, and those that share them."""
+        part = own_part(batches)
+        processes = processes_of(part)
+        return track(part, "Prior", len(part), self.progress and processes.first), processes

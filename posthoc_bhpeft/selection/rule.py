@@ -8,7 +8,7 @@ from typing import Protocol
 
 from posthoc_bhpeft.batches import Loader
 from posthoc_bhpeft.evidence import LaplaceEvidence
-from posthoc_bhpeft.likelihood import Likelihood
+from posthoc_bhpeft.likelihood import Gaussian, Likelihood, Tokens
 from posthoc_bhpeft.predictive.gradients import LabelGradients
 from posthoc_bhpeft.predictive.links import Link
 from posthoc_bhpeft.predictive.spectrum import CovarianceSpectrum
@@ -50,6 +50,14 @@ class PriorChoice:
     reason: str
     noise_variance: float | None = None
     link: Link | None = None
+
+
+def without_log_odds(likelihood: Likelihood) -> bool:
+    """Whether no row has log-odds that a rule could judge by one backward pass: fall back.
+
+    In regression there are none, and with a label at every position each would take a pass.
+    """
+    return isinstance(likelihood, Gaussian | Tokens)
 
 
 class PriorRule(Protocol):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from posthoc_bhpeft.batches import Inputs, call, device_of, evaluating, move, split_batch
+from posthoc_bhpeft.batches import Inputs, call, device_of, evaluating, logits_of, move, split_batch
 from posthoc_bhpeft.blocks import Block
 from posthoc_bhpeft.errors import ConfigError
 
@@ -86,9 +86,7 @@ def measure_batch(
         tapped_bytes(model, blocks) as tapped,
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
-        result = call(model, move(inputs, device_of(model)))
-    outputs = getattr(result, "logits", result)
-    outputs = outputs[0] if isinstance(outputs, tuple) else outputs
+        outputs = logits_of(call(model, move(inputs, device_of(model))))
     return BatchBytes(
         rows,
         positions_of(inputs),

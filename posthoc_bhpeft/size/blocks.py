@@ -8,7 +8,6 @@ eigenvectors too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +21,7 @@ from posthoc_bhpeft.curvature import (
     KroneckerGGN,
     Placed,
 )
+from posthoc_bhpeft.curvature.estimator import nested
 from posthoc_bhpeft.curvature.placed import PRECISIONS
 from posthoc_bhpeft.curvature.sides import OVERSAMPLING
 
@@ -102,14 +102,6 @@ def side(curvature: KroneckerGGN, width: int, item: int) -> Part:
 def matrix(width: int, item: int) -> Part:
     """A matrix of `n x n`."""
     return item * width**2, DECOMPOSING * width**2, item * width**2, item * width**2
-
-
-def nested(curvature: Curvature) -> Iterator[Curvature]:
-    """The estimator, and those inside it (`Placed`, `Subsample`)."""
-    inner: Curvature | None = curvature
-    while inner is not None:
-        yield inner
-        inner = getattr(inner, "estimator", None)
 
 
 def innermost(curvature: Curvature) -> Curvature:

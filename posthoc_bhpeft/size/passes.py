@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from posthoc_bhpeft.curvature import Curvature, Subsample
-from posthoc_bhpeft.likelihood import Bernoulli, Gaussian, Likelihood, Tokens
+from posthoc_bhpeft.likelihood import Bernoulli, Gaussian, Likelihood
 from posthoc_bhpeft.predictive import MAP, Linearized, LogOdds, Sampled
 from posthoc_bhpeft.predictive.linearized import contrast_directions, fewest_directions
 from posthoc_bhpeft.prior import GaussianPrior
@@ -22,6 +22,7 @@ from posthoc_bhpeft.selection import (
     MatchedPrecision,
     VisiblePrecision,
 )
+from posthoc_bhpeft.selection.rule import without_log_odds
 
 FREE = (GaussianPrior, FixedPrecision, MarginalLikelihood, VisiblePrecision)
 """Rules that read the spectrum alone."""
@@ -98,7 +99,7 @@ def prior_passes(prior: Any, likelihood: Likelihood, outputs: Sequence[int], dat
     rule = prior.floor if isinstance(prior, Chained) else prior
     step = f"prior, {type(prior).__name__}"
     reads = isinstance(rule, LeaveOneOut | MatchedPrecision)
-    if isinstance(rule, FREE) or (reads and isinstance(likelihood, Gaussian | Tokens)):
+    if isinstance(rule, FREE) or (reads and without_log_odds(likelihood)):
         return Passes(step, 0, 0, 0)
     if isinstance(rule, LeaveOneOut | MatchedPrecision):
         passes = rule_passes(rule, likelihood, outputs, data.masked)

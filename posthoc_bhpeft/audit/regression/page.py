@@ -31,18 +31,7 @@ def write_regression_report(
     rules: Rules | None = None,
     made: Made | None = None,
 ) -> None:
-    """Write the page and its pictures: all of them or none, as `write_class_report`.
-
-    Args:
-        audit: What was found.
-        place: A folder, which gets `report.html`; or a file that ends in `.html`.
-        rules: Borders of the verdict; `None` is `Rules()` at the audit's level.
-        made: When and how; `None` is now, by no command.
-
-    Raises:
-        CheckpointError: If the folder cannot be written to.
-        ConfigError: If matplotlib is missing.
-    """
+    """`write_report` of an audit of a regression."""
     pictures = real_drawings(audit)
     text = regression_page(audit, rules=rules, made=made, pictures=pictures)
     write_files(place, text, drawn(pictures))

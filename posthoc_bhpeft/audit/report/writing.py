@@ -27,20 +27,7 @@ _DOTS_PER_INCH = 150
 def write_class_report(
     audit: Audit, place: str | Path, *, rules: Rules | None = None, made: Made | None = None
 ) -> None:
-    """Write the page and its pictures: all of them or none.
-
-    Other files of the folder stay; pictures of an older report that this one has not are removed.
-
-    Args:
-        audit: What was found.
-        place: A folder, which gets `report.html`; or a file that ends in `.html`.
-        rules: Borders of the verdict; `None` is `Rules()` at the audit's level.
-        made: When and how; `None` is now, by no command.
-
-    Raises:
-        CheckpointError: If the folder cannot be written to.
-        ConfigError: If matplotlib is missing.
-    """
+    """`write_report` of an audit of a model that chooses a class."""
     pictures = drawings(audit)
     text = page(audit, rules=rules, made=made, pictures=pictures)
     write_files(place, text, {**drawn(pictures), **_confusion(audit)})
