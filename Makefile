@@ -12,8 +12,10 @@ OUTPUT ?= outputs
 JOBS ?= auto
 # More options for pytest or a benchmark: make bench-cost ARGS="--rounds 3"
 ARGS ?=
-# Where the benchmarks of calibration and of streams find sst2/, ag_news/ and the other sets.
+# Where benchmarks find sst2/, ag_news/ and the other sets.
 DATA ?= data
+# A small causal language model, for the benchmarks of answers and of generation.
+MODEL ?= model
 
 # Idle threads sleep instead of spinning: on a small or busy machine training is several times
 # faster so. Nothing here needs a model hub.
@@ -26,7 +28,8 @@ export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick lint format docs clean distclean
-.PHONY: bench-fidelity bench-cost bench-calibration bench-streams bench-merging results
+.PHONY: bench-fidelity bench-cost bench-calibration bench-streams bench-merging
+.PHONY: bench-answers bench-generation bench-low-rank bench-memory results
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
@@ -82,7 +85,27 @@ bench-merging: $(STAMP) ## halves of a set learnt apart and merged, against aver
 	@test -d "$(DATA)" || { echo "error: '$(DATA)' is no folder; say where sst2/ and ag_news/ are: make $@ DATA=FOLDER"; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/merging.py --data "$(DATA)" $(ARGS)
 
-results: bench-fidelity bench-cost bench-calibration bench-streams bench-merging ## every figure of the README and the docs, DATA=FOLDER
+bench-answers: $(STAMP) ## answer tokens of a small language model on five sets (half an hour; finished scores are kept), DATA=FOLDER MODEL=FOLDER
+	@test -d "$(DATA)" || { echo "error: '$(DATA)' is no folder; say where arc_easy/, arc_challenge/, openbookqa/, boolq/ and winogrande_s/ are: make $@ DATA=FOLDER MODEL=FOLDER"; exit 1; }
+	@test -f "$(MODEL)/config.json" || { echo "error: '$(MODEL)' holds no model; name the folder of a small causal language model: make $@ DATA=FOLDER MODEL=FOLDER"; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/answers.py --data "$(DATA)" --model "$(MODEL)" $(ARGS)
+
+bench-generation: $(STAMP) ## uncertainty at every token and of generated texts (half an hour; finished seeds are kept), DATA=FOLDER MODEL=FOLDER
+	@test -d "$(DATA)" || { echo "error: '$(DATA)' is no folder; say where ag_news/, sst2/, airline_tweets/ and dbpedia14/ are: make $@ DATA=FOLDER MODEL=FOLDER"; exit 1; }
+	@test -f "$(MODEL)/config.json" || { echo "error: '$(MODEL)' holds no model; name the folder of a small causal language model: make $@ DATA=FOLDER MODEL=FOLDER"; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/generation.py --data "$(DATA)" --model "$(MODEL)" $(ARGS)
+
+bench-low-rank: $(STAMP) ## what factors in low rank lose, on a hybrid trained for it, DATA=FOLDER
+	@test -d "$(DATA)/airline_tweets" || { echo "error: '$(DATA)/airline_tweets' is no folder; say where airline_tweets/ is: make $@ DATA=FOLDER"; exit 1; }
+	test -d "$(OUTPUT)/low_rank" || OMP_NUM_THREADS=1 $(BIN)/bhpeft train --data "$(DATA)/airline_tweets" --max-rows 640 --output "$(OUTPUT)/low_rank"
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/low_rank.py "$(OUTPUT)/low_rank" --data "$(DATA)/airline_tweets" --output benchmarks/results/low_rank.md $(ARGS)
+
+# The variable lets the C library give memory back as soon as a tensor is gone.
+bench-memory: $(STAMP) ## the estimate of memory beside the peaks of the process, on Linux
+	MALLOC_MMAP_THRESHOLD_=65536 $(BIN)/python benchmarks/memory.py minilm
+	MALLOC_MMAP_THRESHOLD_=65536 $(BIN)/python benchmarks/memory.py wide --rank 64
+
+results: bench-fidelity bench-cost bench-calibration bench-streams bench-merging bench-answers bench-generation bench-low-rank bench-memory ## every figure of the README and the docs, DATA=FOLDER MODEL=FOLDER
 
 clean: ## remove caches, reports and the built site
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* htmlcov site build dist
