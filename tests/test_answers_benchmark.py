@@ -94,12 +94,12 @@ def test_as_many_batches_as_steps(bench: Any, tmp_path: Path) -> None:
 def test_differences_by_hand(bench: Any) -> None:
     plain = [scored(bench, "boolq", seed, "MAP", 0.0, 0.0) for seed in (0, 1)]
     clear = scored(bench, "boolq", 0, "ours", -0.2, 0.1)
-    level = scored(bench, "boolq", 1, "ours", 0.1, 0.2)
+    level = scored(bench, "boolq", 1, "ours", -0.1, 0.2)
     worse = [scored(bench, "boolq", seed, "temperature", 0.3, 0.1) for seed in (0, 1)]
     lines = bench.differences_table([*plain, clear, level, *worse]).splitlines()
     assert lines[2:] == [
         "| boolq | temperature | +0.3000 (+0.3000 to +0.3000) | 0, 0, 2 |",
-        "| boolq | ours | -0.0500 (-0.2000 to +0.1000) | 1, 1, 0 |",
+        "| boolq | ours | -0.1500 (-0.2000 to -0.1000) | 1, 1, 0 |",
     ]
 
 
