@@ -25,6 +25,7 @@ import transformers
 from calibration import quiet
 from calibration_tables import markdown
 from generation_models import (
+    DRAWS,
     EPOCHS,
     KIND_TEXTS,
     KINDS,
@@ -51,7 +52,6 @@ from generation_models import (
     written,
 )
 
-from posthoc_bhpeft import Tangent
 from posthoc_bhpeft.checkpoints import load_tokenizer, read_json, write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -59,26 +59,32 @@ PAGE = "generation.md"
 Seed = dict[str, Any]
 
 
-def run(folder: Path, shelf: Shelf) -> Seed:
-    """All figures of one seed."""
-    tokenizer = load_tokenizer(folder)
-    models = {name: language_model(folder, name, shelf) for name in EPOCHS}
-    found = {
-        name: losses(bayes, batches(shelf.test(name, NLL_TEXTS), tokenizer))
-        for name, bayes in models.items()
-    }
-    news = models["ag_news"]
-    told = {kind: doubts(news, batches(shelf.kind(kind, KIND_TEXTS), tokenizer)) for kind in KINDS}
+def news(folder: Path, shelf: Shelf) -> Seed:
+    """The model of AG News: its losses, texts told apart, what it writes, the step of `Tangent`."""
+    tokenizer, bayes = load_tokenizer(folder), language_model(folder, "ag_news", shelf)
+    told = {kind: doubts(bayes, batches(shelf.kind(kind, KIND_TEXTS), tokenizer)) for kind in KINDS}
     own = {
-        kind: written(news, shelf.kind(kind, WRITTEN_TEXTS), tokenizer) for kind in WRITTEN_KINDS
+        kind: written(bayes, shelf.kind(kind, WRITTEN_TEXTS), tokenizer) for kind in WRITTEN_KINDS
     }
     return {
-        "losses": found,
+        "losses": losses(bayes, batches(shelf.test("ag_news", NLL_TEXTS), tokenizer)),
         "texts": apart(told),
         "written": apart(own),
-        "steps": step_errors(news, batches(shelf.test("ag_news", 4), tokenizer)[0]),
-        "tagger": tagger(shelf),
+        "steps": step_errors(bayes, batches(shelf.test("ag_news", 4), tokenizer)[0]),
     }
+
+
+def reviews(folder: Path, shelf: Shelf) -> Seed:
+    """The losses of the model of SST-2."""
+    test = batches(shelf.test("sst2", NLL_TEXTS), load_tokenizer(folder))
+    return {"losses": losses(language_model(folder, "sst2", shelf), test)}
+
+
+PARTS: dict[str, Callable[[Path, Shelf], Seed]] = {
+    "ag_news": news,
+    "sst2": reviews,
+    "tagger": lambda _, shelf: tagger(shelf),
+}
 
 
 def over(seeds: Sequence[Seed], figure: Callable[[Seed], float], digits: int) -> str:
@@ -90,13 +96,13 @@ def over(seeds: Sequence[Seed], figure: Callable[[Seed], float], digits: int) ->
 
 def losses_table(seeds: Sequence[Seed]) -> str:
     """NLL of every way to predict, and by how much it is below that of the trained model."""
-    ways = list(seeds[0]["losses"]["ag_news"])
+    ways = list(seeds[0]["ag_news"]["losses"])
     rows = []
     for way in ways:
         cells = []
         for name in EPOCHS:
             digits = 0 if way == "precision chosen" else 4
-            cells.append(over(seeds, lambda s, n=name, w=way: s["losses"][n][w], digits))
+            cells.append(over(seeds, lambda s, n=name, w=way: s[n]["losses"][w], digits))
             cells.append("" if digits == 0 or way == ways[0] else less(seeds, name, way, ways[0]))
         rows.append([way, *cells])
     heads = [head for name in EPOCHS for head in (f"{name}, {EPOCHS[name]} epochs", "less trained")]
@@ -105,20 +111,22 @@ def losses_table(seeds: Sequence[Seed]) -> str:
 
 def less(seeds: Sequence[Seed], name: str, way: str, plain: str) -> str:
     """The lowest and the highest difference over seeds."""
-    gaps = [seed["losses"][name][way] - seed["losses"][name][plain] for seed in seeds]
+    gaps = [seed[name]["losses"][way] - seed[name]["losses"][plain] for seed in seeds]
     return f"{min(gaps):+.4f} to {max(gaps):+.4f}"
 
 
 def apart_table(seeds: Sequence[Seed], part: str, digits: int) -> str:
     """Each score of each kind of text, with its AUROC."""
-    names = list(seeds[0][part][WRITTEN_KINDS[0]])
+    names = list(seeds[0]["ag_news"][part][WRITTEN_KINDS[0]])
     scores = [name for name in names if not name.endswith(" AUROC")]
     rows = []
-    for kind in seeds[0][part]:
+    for kind in seeds[0]["ag_news"][part]:
         cells = []
         for score in scores:
-            cells.append(over(seeds, lambda s, k=kind, n=score: s[part][k][n], digits))
-            cells.append(over(seeds, lambda s, k=kind, n=score: s[part][k][f"{n} AUROC"], 2))
+            cells.append(over(seeds, lambda s, k=kind, n=score: s["ag_news"][part][k][n], digits))
+            cells.append(
+                over(seeds, lambda s, k=kind, n=score: s["ag_news"][part][k][f"{n} AUROC"], 2)
+            )
         rows.append([kind, *cells])
     return markdown(["texts", *(h for score in scores for h in (score, "AUROC"))], rows)
 
@@ -141,17 +149,18 @@ def page(seeds: Sequence[Seed], options: argparse.Namespace) -> str:
     """The page that is committed."""
     told = shlex.join(["python", *sys.argv])
     command = told.replace(str(options.data), "DIR").replace(str(options.model), "MODEL")
-    numbers, draws = ", ".join(map(str, options.seeds)), Tangent().samples
+    numbers = ", ".join(map(str, options.seeds))
     words = seeds[0]["tagger"]["words, trained"]
     float32, bfloat16 = (
-        over(seeds, lambda s, n=name: 100 * s["steps"][n], 2) for name in ("float32", "bfloat16")
+        over(seeds, lambda s, n=name: 100 * s["ag_news"]["steps"][n], 2)
+        for name in ("float32", "bfloat16")
     )
     return f"""# Tokens and generation
 
 `{command}`
 
 MODEL is `{options.model.name}`. LoRA of rank {RANK} on {", ".join(TARGETS)}, tuned on
-{TRAINING_TEXTS} texts of at most {LENGTH} tokens, posterior as by default, {draws} draws. Seeds
+{TRAINING_TEXTS} texts of at most {LENGTH} tokens, posterior as by default, {DRAWS} draws. Seeds
 {numbers}: of training texts, weights and their order; test texts are the same for all. Mean ±
 standard deviation over seeds. torch {torch.__version__}, transformers {transformers.__version__},
 {platform.machine()} CPU.
@@ -209,18 +218,24 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main() -> None:
-    """Run every seed that is missing, then write the page."""
-    options, seeds = parse(), []
-    quiet()
-    for number in options.seeds:
-        kept = options.output / f"{options.model.name}-{number}.json"
+def finished(number: int, options: argparse.Namespace) -> Seed:
+    """All parts of one seed; what is not there yet is computed and kept."""
+    found = {}
+    for part, run in PARTS.items():
+        kept = options.output / f"{options.model.name}-{part}-{number}.json"
         if not kept.is_file():
             start = time.perf_counter()
             write_json(kept, run(options.model, Shelf(options.data, number)))
-            print(f"seed {number} after {time.perf_counter() - start:.0f} s", flush=True)
-        seeds.append(read_json(kept))
-    text = page(seeds, options)
+            print(f"{part}, seed {number}: {time.perf_counter() - start:.0f} s", flush=True)
+        found[part] = read_json(kept)
+    return found
+
+
+def main() -> None:
+    """Run what is missing, then write the page."""
+    options = parse()
+    quiet()
+    text = page([finished(number, options) for number in options.seeds], options)
     write_text(options.results / PAGE, text)
     print(text)
 

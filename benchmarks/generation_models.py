@@ -35,8 +35,8 @@ TRAINING_TEXTS, LENGTH, BATCH_SIZE, LEARNING_RATE = 320, 64, 16, 2e-3
 RANK, ALPHA = 8, 16
 TARGETS = ("q_proj", "v_proj", "up_proj", "down_proj")
 EPOCHS = {"ag_news": 8, "sst2": 3}
-TANGENT_AT, SAMPLED_AT = (1.0, 30.0, 300.0, 1000.0), (1.0, 300.0, 1000.0)
-NLL_TEXTS, KIND_TEXTS, WRITTEN_TEXTS = 48, 64, 48
+DRAWS, PRECISIONS = 8, (1.0, 1000.0)
+NLL_TEXTS, KIND_TEXTS, WRITTEN_TEXTS = 48, 48, 48
 PROMPT, WRITTEN = 24, 24
 TAGGER_TEXTS, TAGGER_TESTS, TAGGER_EPOCHS, TAGGER_LENGTH = 192, 64, 4, 40
 TRAINED, TEST = "AG News, training", "AG News, test"
@@ -148,14 +148,10 @@ def losses(bayes: BayesianPeft, test: Sequence[Batch]) -> dict[str, float]:
     found = {
         "trained model": nll(bayes, test, MAP()),
         "precision chosen": chosen_precision(bayes),
-        "Tangent() as chosen": nll(bayes, test, Tangent()),
-        "Sampled() as chosen": nll(bayes, test, Sampled(Tangent().samples)),
     }
-    for name, predictive, precisions in (
-        ("Tangent()", Tangent(), TANGENT_AT),
-        ("Sampled()", Sampled(Tangent().samples), SAMPLED_AT),
-    ):
-        for precision in precisions:
+    for name, predictive in (("Tangent()", Tangent(DRAWS)), ("Sampled()", Sampled(DRAWS))):
+        found[f"{name} as chosen"] = nll(bayes, test, predictive)
+        for precision in PRECISIONS:
             other = at_precision(bayes, precision)
             found[f"{name} at {precision:g}"] = nll(other, test, predictive)
     return found
@@ -175,7 +171,7 @@ def doubts(bayes: BayesianPeft, texts: Iterable[Batch]) -> dict[str, Tensor]:
     """Of each text, the mean over its tokens of three scores that may tell it from others."""
     found: dict[str, list[Tensor]] = {"entropy": [], "epistemic": [], "surprise": []}
     for batch in texts:
-        plain, ours = bayes.predict(batch, MAP()), bayes.predict(batch, Tangent())
+        plain, ours = bayes.predict(batch, MAP()), bayes.predict(batch, Tangent(DRAWS))
         assert plain.probabilities is not None
         assert plain.mask is not None
         counts = plain.mask & (plain.labels != IGNORED)
@@ -203,7 +199,8 @@ def written(bayes: BayesianPeft, texts: Sequence[str], tokenizer: Any) -> dict[s
     )
     made = generate_with_uncertainty(
         bayes,
-        {name: prompts[name] for name in ("input_ids", "attention_mask")},
+        drawing=Tangent(DRAWS),
+        inputs={name: prompts[name] for name in ("input_ids", "attention_mask")},
         max_new_tokens=WRITTEN,
         do_sample=False,
         pad_token_id=tokenizer.pad_token_id,
@@ -248,7 +245,9 @@ def step_errors(bayes: BayesianPeft, batch: Batch) -> dict[str, float]:
 
 def moves(model: nn.Module, bayes: BayesianPeft, inputs: Batch, gradient: Tensor) -> Tensor:
     """What each draw does to the log-odds of every token, `(S, R)`."""
-    changes: Iterator[Tensor] = Tangent().changes(model, bayes.posterior, inputs, positions=True)
+    changes: Iterator[Tensor] = Tangent(DRAWS).changes(
+        model, bayes.posterior, inputs, positions=True
+    )
     there = inputs["attention_mask"] != 0
     return torch.stack([(gradient * change.double()).sum(-1)[there] for change in changes])
 
@@ -310,7 +309,7 @@ def tagger(shelf: Shelf) -> dict[str, float]:
 def tag_figures(bayes: BayesianPeft, test: Sequence[Batch]) -> dict[str, float]:
     """NLL and accuracy of each way to predict, and how well doubt finds the wrong tags."""
     found = {"precision chosen": chosen_precision(bayes)}
-    ways = {"trained": MAP(), "Tangent()": Tangent(), "Sampled()": Sampled(Tangent().samples)}
+    ways = {"trained": MAP(), "Tangent()": Tangent(DRAWS), "Sampled()": Sampled(DRAWS)}
     for name, predictive in ways.items():
         rows = bayes.predict_loader(test, predictive, progress=False).at_positions()
         found[f"words, {name}"] = len(rows)

@@ -117,19 +117,10 @@ def test_the_error_of_a_step_is_relative(bench: Any) -> None:
 
 def test_losses_over_seeds_by_hand(bench: Any) -> None:
     page = bench("generation")
-    seeds = [
-        {
-            "losses": {
-                name: {
-                    "trained model": 3.0,
-                    "precision chosen": 100.0 * k,
-                    "Tangent()": 3.0 - k / 4,
-                }
-                for name in page.EPOCHS
-            }
-        }
-        for k in (1, 3)
-    ]
+    ways = ("trained model", "precision chosen", "Tangent()")
+    figures = [(3.0, 100.0 * k, 3.0 - k / 4) for k in (1, 3)]
+    losses = [{"losses": dict(zip(ways, found, strict=True))} for found in figures]
+    seeds = [dict.fromkeys(page.EPOCHS, found) for found in losses]
     rows = [line.split(" | ") for line in page.losses_table(seeds).splitlines()[2:]]
     assert rows[0][:3] == ["| trained model", "3.0000 ± 0.0000", ""]
     assert rows[1][1] == f"200 ± {math.sqrt(2) * 100:.0f}"
