@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_bhpeft.batches import evaluating, forward, split_batch
-from posthoc_bhpeft.blocks import Block, Engine, Observation, discover, observing
+from posthoc_bhpeft.blocks import Block, Engine, Observation, Tape, discover, observing
 from posthoc_bhpeft.curvature import Curvature, fit_curvature
 from posthoc_bhpeft.likelihood import Categorical, Likelihood
 from posthoc_bhpeft.linalg import BlockOperator
@@ -38,7 +38,22 @@ def observations(
     inputs, _ = split_batch(batch)
     with evaluating(model), engine(model, blocks) as tape:
         outputs = forward(model, inputs)
-        return {block.name: seen for block, seen in tape.observe(outputs, direction)}
+        seen = seen_by(tape, outputs, direction)
+    return {block.name: seen[block.name] for block in blocks}
+
+
+def seen_by(
+    tape: Tape, outputs: Tensor, direction: Tensor, *, retain: bool = False
+) -> dict[str, Observation]:
+    """What a tape shows, by block, each block once."""
+    found: dict[str, Observation] = {}
+
+    def see(block: Block, observation: Observation) -> None:
+        assert block.name not in found
+        found[block.name] = observation
+
+    tape.observe(outputs, direction, see, retain=retain)
+    return found
 
 
 def any_direction(model: nn.Module, batch: Any, seed: int = 0) -> Tensor:

@@ -136,14 +136,15 @@ def test_activations_grow_with_rows_and_not_with_weights():
     assert (found.rows, found.positions, found.outputs) == (7, 9, (2,))
     # Kept: the input (which is the loader's) at both layers, nothing of the weights.
     assert found.activations == 7 * 8 * (9 * 6 + 5)
-    assert found.cotangents(discover(body)) == 7 * 8 * (9 * 5 + 2)
+    assert found.cotangent(discover(body)) == 7 * 8 * 9 * 5
+    assert found.cotangent(discover(body)[2:]) == 7 * 8 * 2
 
 
 def test_half_precision_is_widened_beside_itself():
     model = torch.nn.Linear(6, 4, bias=False, dtype=torch.bfloat16)
     (batch, *_) = pairs((3, 6), 4)
     found = estimate(model, [(batch[0].bfloat16(), batch[1])])
-    assert found.work.batch.cotangents(discover(model)) == 3 * 4 * (2 + 4)
+    assert found.work.batch.cotangent(discover(model)) == 3 * 4 * (2 + 4)
     assert found.work.item == 4
 
 

@@ -13,7 +13,7 @@ from posthoc_bhpeft.blocks.block import (
 )
 from posthoc_bhpeft.blocks.discover import DEFAULT_RECOGNIZERS, discover
 from posthoc_bhpeft.blocks.products import Product, find_products, with_products
-from posthoc_bhpeft.blocks.tape import Engine, Tape, observing
+from posthoc_bhpeft.blocks.tape import Engine, See, Tape, observing
 
 __all__ = [
     "DEFAULT_RECOGNIZERS",
@@ -26,6 +26,7 @@ __all__ = [
     "Observed",
     "Product",
     "Recognizer",
+    "See",
     "Site",
     "Tap",
     "Tape",

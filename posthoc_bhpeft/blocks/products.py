@@ -10,13 +10,14 @@ gate) is in `g`. No further pass is needed, and nothing is made that the two do 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from posthoc_bhpeft.blocks.block import Block, Observation, Observed
+from posthoc_bhpeft.blocks.tape import See
 from posthoc_bhpeft.errors import ConfigError
 
 FACTORS = {"lora_A": "lora_B", "bhpeft_lora_A": "bhpeft_lora_B"}
@@ -96,35 +97,38 @@ def find_products(blocks: Sequence[Block]) -> tuple[Product, ...]:
     return tuple(found)
 
 
-def with_products(
-    seen: Iterable[tuple[Block, Observation]], products: Sequence[Product]
-) -> Iterator[tuple[Observed, Observation]]:
-    """What a tape observes, and after the second factor of a product the product.
+def with_products(see: Callable[[Observed, Observation], None], products: Sequence[Product]) -> See:
+    """What to do with observed blocks, so that products are seen too, each after its second factor.
 
     Args:
-        seen: From `Tape.observe`.
-        products: Of the blocks that the tape observes.
-
-    Yields:
-        Each block and each product with its observation.
+        see: What to do with the observation of a block or a product.
+        products: Of the blocks that are observed.
 
     Raises:
-        ConfigError: If the engine gives gradients without their two sides.
+        ConfigError: When called, if the engine gives gradients without their two sides.
     """
     product_of = {block.name: product for product in products for block in product.factors}
     waiting: dict[str, Observation] = {}
-    for block, observation in seen:
-        yield block, observation
+
+    def see_both(block: Block, observation: Observation) -> None:
+        see(block, observation)
         product = product_of.get(block.name)
         if product is None:
-            continue
-        if not observation.factored:
-            raise ConfigError(
-                "Products of LoRA layers need the inputs and the output gradients of each layer, "
-                "and this engine gives their product only. Use the default engine, observing, or "
-                "leave products=True out."
-            )
+            return
+        check_factored(observation)
         waiting[block.name] = observation
         if all(factor.name in waiting for factor in product.factors):
             down, up = (waiting.pop(factor.name) for factor in product.factors)
-            yield product, Observation(up.rows, down.columns)
+            see(product, Observation(up.rows, down.columns))
+
+    return see_both
+
+
+def check_factored(observation: Observation) -> None:
+    """Raise unless the two sides of a gradient are known."""
+    if not observation.factored:
+        raise ConfigError(
+            "Products of LoRA layers need the inputs and the output gradients of each layer, "
+            "and this engine gives their product only. Use the default engine, observing, or "
+            "leave products=True out."
+        )

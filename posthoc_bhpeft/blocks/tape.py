@@ -1,41 +1,46 @@
 """`observing(model, blocks)`: per-sample gradients of every block, from forward hooks.
 
 Only the outputs of tapped modules are differentiated by, so there are no weight gradients, no
-backward pass below the lowest block, and `.grad` of the user's model stays as it was.
+backward pass below the lowest block, and `.grad` of the user's model stays as it was. Each gradient
+is handed on while the backward pass goes by it and is gone after it, so that a fit takes the memory
+of a training step, however many modules are tapped.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from posthoc_bhpeft.blocks.backward import hand_on
 from posthoc_bhpeft.blocks.block import Block, ModuleTap, Observation, Site
 from posthoc_bhpeft.errors import DeadBlockError, ModelError
+
+See = Callable[[Block, Observation], None]
+"""What is done with the observation of a block."""
 
 
 class Tape(Protocol):
     """What one forward pass left behind."""
 
     def observe(
-        self, outputs: Tensor, direction: Tensor, *, retain: bool = False
-    ) -> Iterator[tuple[Block, Observation]]:
+        self, outputs: Tensor, direction: Tensor, see: See, *, retain: bool = False
+    ) -> None:
         """Observe the gradient of `sum_n outputs_n . direction_n` at every block.
 
         Args:
             outputs: `(N, C)`, from the forward pass inside the context.
             direction: `(N, C)`, one output direction a row.
+            see: Called once with every block and its observation, in any order; the `gradient()` of
+                an observation is `(N, p, q)`.
             retain: Keep the graph for another direction.
-
-        Yields:
-            Each block with its observation; its `gradient()` is `(N, p, q)`.
         """
         ...
 
@@ -64,6 +69,50 @@ class Calls:
     edges: list[GradientEdge] = field(default_factory=list)
 
 
+class Arrivals:
+    """Gradients of one backward pass, kept until all calls of a place have theirs: they add up.
+
+    Args:
+        calls: Of a forward pass.
+        show: What to do with the gradients at a place; `None` for calls that nothing depends on.
+    """
+
+    def __init__(
+        self,
+        calls: Mapping[Place, Calls],
+        show: Callable[[Place, Sequence[Tensor | None]], None],
+    ) -> None:
+        self.show = show
+        self.edges = [edge for of in calls.values() for edge in of.edges]
+        self.numbered = [(place, i) for place, of in calls.items() for i in range(len(of.edges))]
+        self.left = Counter(place for place, _ in self.numbered)
+        self.waiting: dict[Place, list[Tensor | None]] = {
+            place: [None] * n_calls for place, n_calls in self.left.items()
+        }
+
+    def take(self, number: int, gradient: Tensor) -> None:
+        """Take the gradient at one of the edges."""
+        place, call = self.numbered[number]
+        self.waiting[place][call] = widen(gradient)
+        self.left[place] -= 1
+        if not self.left[place]:
+            self.show(place, self.waiting.pop(place))
+
+    def show_rest(self) -> None:
+        """Show places that have calls without a gradient; at least one must have one.
+
+        Raises:
+            DeadBlockError: If none has.
+        """
+        for place, gradients in self.waiting.items():
+            if all(gradient is None for gradient in gradients):
+                raise DeadBlockError(
+                    f"The outputs of the model do not depend on {place[0]!r}, though it ran. It is "
+                    "dead weight: freeze it with requires_grad_(False)."
+                )
+            self.show(place, gradients)
+
+
 @dataclass
 class HookTape:
     """The tape behind `observing`; holds the calls of the latest forward pass."""
@@ -73,9 +122,17 @@ class HookTape:
     calls: dict[Place, Calls] = field(default_factory=dict)
     inner_rows: int | None = None
 
+    @cached_property
+    def at(self) -> dict[Place, list[Block]]:
+        """The blocks that are taped at a place, by place."""
+        found: dict[Place, list[Block]] = {}
+        for block in self.blocks:
+            found.setdefault(place_of(block), []).append(block)
+        return found
+
     def start(self, _: nn.Module, args: Any, kwargs: Any) -> None:
         """Forget the previous forward pass."""
-        self.calls = {place_of(block): Calls() for block in self.blocks}
+        self.calls = {place: Calls() for place in self.at}
         self.inner_rows = inner_rows(kwargs.get("input_ids"))
 
     def record(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -97,47 +154,27 @@ class HookTape:
         calls.edges.append(get_gradient_edge(given))
 
     def observe(
-        self, outputs: Tensor, direction: Tensor, *, retain: bool = False
-    ) -> Iterator[tuple[Block, Observation]]:
+        self, outputs: Tensor, direction: Tensor, see: See, *, retain: bool = False
+    ) -> None:
         """See `Tape.observe`."""
-        cotangents = self.cotangents(outputs, direction, retain)
-        n_rows = self.inner_rows or len(outputs)
-        left = Counter(place_of(block) for block in self.blocks)
-        for block in self.blocks:
-            place = place_of(block)
-            pairs = zip(self.calls[place].inputs, cotangents[place], strict=True)
-            # A call without a gradient adds nothing; at least one has a gradient.
+        self.check_alive()
+        arrivals = Arrivals(self.calls, partial(self.show, see, len(outputs)))
+        hand_on(outputs, direction, arrivals.edges, arrivals.take, retain=retain)
+        arrivals.show_rest()
+
+    def show(
+        self, see: See, n_rows: int, place: Place, cotangents: Sequence[Tensor | None]
+    ) -> None:
+        """Let every block of a place be seen, by the gradients of all its calls."""
+        given, n_inner = self.calls[place].inputs, self.inner_rows or n_rows
+        for block in self.at[place]:
+            module = self.modules[block.module]
             seen = [
-                observe_call(block, self.modules[block.module], given, cotangent, n_rows)
-                for given, cotangent in pairs
+                observe_call(block, module, one, cotangent, n_inner)
+                for one, cotangent in zip(given, cotangents, strict=True)
                 if cotangent is not None
             ]
-            left[place] -= 1
-            if not left[place]:
-                # Given up one by one, while whoever reads this builds something as large.
-                del cotangents[place]
-            yield block, concatenate(seen).grouped(len(outputs))
-
-    def cotangents(
-        self, outputs: Tensor, direction: Tensor, retain: bool
-    ) -> dict[Place, list[Tensor | None]]:
-        """Gradients at every tapped place, a call each; `None` for calls unused."""
-        self.check_alive()
-        tapped = [edge for calls in self.calls.values() for edge in calls.edges]
-        gradients = torch.autograd.grad(
-            outputs, tapped, direction.to(outputs), retain_graph=retain, allow_unused=True
-        )
-        stream = iter(gradients)
-        found: dict[Place, list[Tensor | None]] = {}
-        for place, calls in self.calls.items():
-            mine = [next(stream) for _ in calls.edges]
-            if all(gradient is None for gradient in mine):
-                raise DeadBlockError(
-                    f"The outputs of the model do not depend on {place[0]!r}, though it ran. It is "
-                    "dead weight: freeze it with requires_grad_(False)."
-                )
-            found[place] = [None if one is None else widen(one) for one in mine]
-        return found
+            see(block, concatenate(seen).grouped(n_rows))
 
     def check_alive(self) -> None:
         """Raise if a tapped module was not called in the forward pass."""
@@ -157,9 +194,10 @@ def observing(model: nn.Module, blocks: Sequence[Block]) -> Iterator[HookTape]:
     ```python
     with observing(model, blocks) as tape:
         logits = model(**batch).logits
-        for block, observation in tape.observe(logits, direction):
-            gradients = observation.gradient()   # (N, p, q)
+        tape.observe(logits, direction, see)   # see(block, observation) for every block
     ```
+
+    where `observation.gradient()` is `(N, p, q)`.
 
     Args:
         model: Unchanged, apart from hooks that are removed at the end.
@@ -181,7 +219,7 @@ def observing(model: nn.Module, blocks: Sequence[Block]) -> Iterator[HookTape]:
     with ExitStack() as hooks, torch.enable_grad():
         start = model.register_forward_pre_hook(tape.start, with_kwargs=True)
         hooks.callback(start.remove)
-        for path, site in dict.fromkeys(place_of(block) for block in blocks):
+        for path, site in tape.at:
             if path not in modules:
                 raise ModelError(
                     f"The model has no module {path!r}: these are another model's blocks."

@@ -13,6 +13,8 @@ from posthoc_bhpeft.batches import device_of, evaluating, forward, labelled_rows
 from posthoc_bhpeft.blocks import (
     Block,
     Engine,
+    Observation,
+    Observed,
     Product,
     Tape,
     observing,
@@ -137,14 +139,17 @@ def add_batch(
 ) -> None:
     """One backward pass a direction, each observation of the rows kept added to its sum."""
     last, every_row = len(directions) - 1, bool(keep.all())
+
+    def add(one: Observed, seen: Observation) -> None:
+        # Zero gradients would do for most structures, but K-FAC counts rows and their inputs.
+        if not every_row:
+            kept = keep.to(seen.rows.device)
+            seen = replace(seen, rows=seen.rows[kept], columns=seen.columns[kept])
+        sums[one.name].add(seen)
+
+    see = with_products(add, products)
     for index, direction in enumerate(directions):
-        observed = tape.observe(outputs, direction, retain=index < last)
-        for one, seen in with_products(observed, products):
-            # Zero gradients would do for most structures, but K-FAC counts rows and their inputs.
-            if not every_row:
-                kept = keep.to(seen.rows.device)
-                seen = replace(seen, rows=seen.rows[kept], columns=seen.columns[kept])
-            sums[one.name].add(seen)
+        tape.observe(outputs, direction, see, retain=index < last)
 
 
 def check_rows_apart(tape: Tape, outputs: Tensor) -> None:
@@ -158,7 +163,8 @@ def check_rows_apart(tape: Tape, outputs: Tensor) -> None:
     """
     direction = torch.zeros_like(outputs)
     direction[-1, ..., 0] = 1
-    for block, seen in tape.observe(outputs, direction, retain=True):
+
+    def check(block: Block, seen: Observation) -> None:
         size = seen.gradient().abs().amax((1, 2))
         if bool((size[:-1] > 1e-4 * size.max()).any()):
             raise ModelError(
@@ -167,6 +173,8 @@ def check_rows_apart(tape: Tape, outputs: Tensor) -> None:
                 "them out; if its input has positions first, a batch with fewer rows than "
                 "positions may do."
             )
+
+    tape.observe(outputs, direction, check, retain=True)
 
 
 def check_finite(name: str, operator: BlockOperator) -> BlockOperator:

@@ -25,7 +25,7 @@ from backpack.extensions import BatchGrad
 from backpack.extensions.firstorder.base import FirstOrderModuleExtension
 from torch import Tensor, nn
 
-from posthoc_bhpeft.blocks import Block, Observation
+from posthoc_bhpeft.blocks import Block, Observation, See
 from posthoc_bhpeft.errors import ConfigError, DeadBlockError, ModelError
 from posthoc_bhpeft.hybrid import PrefixKV
 
@@ -154,8 +154,8 @@ class BackPACKTape:
             vars(self.parameters[block.parameter]).pop(SAVEFIELD, None)
 
     def observe(
-        self, outputs: Tensor, direction: Tensor, *, retain: bool = False
-    ) -> Iterator[tuple[Block, Observation]]:
+        self, outputs: Tensor, direction: Tensor, see: See, *, retain: bool = False
+    ) -> None:
         """See `blocks.Tape.observe`."""
         self.check_calls()
         names = list(dict.fromkeys(block.parameter for block in self.blocks))
@@ -177,7 +177,7 @@ class BackPACKTape:
                 "it with requires_grad_(False)."
             )
         for block in self.blocks:
-            yield block, self.observation(block, len(outputs))
+            see(block, self.observation(block, len(outputs)))
 
     def observation(self, block: Block, n_rows: int) -> Observation:
         """`G_n` of one block, as identity times itself on the shorter side."""

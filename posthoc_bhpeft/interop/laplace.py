@@ -38,11 +38,12 @@ from posthoc_bhpeft.batches import (
 )
 from posthoc_bhpeft.blocks import Block, discover, observing
 from posthoc_bhpeft.curvature import Auto, Directions, KroneckerGGN
-from posthoc_bhpeft.curvature.fit import masked_directions
+from posthoc_bhpeft.curvature.fit import add_batch, masked_directions
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.likelihood import Categorical, Gaussian, Likelihood
-from posthoc_bhpeft.linalg import KroneckerOperator, full, symmetric_eigh
+from posthoc_bhpeft.linalg import IdentityEigenbasis, KroneckerOperator, full, symmetric_eigh
 from posthoc_bhpeft.posterior import Posterior, as_parameters, read_weights
+from posthoc_bhpeft.predictive.linearized import projected_jacobian
 from posthoc_bhpeft.predictive.sampled import forward_with
 
 
@@ -228,10 +229,7 @@ class PerSampleGGN(GGNInterface):
             directions = masked_directions(
                 self.estimator, self.output_likelihood, outputs.detach(), y, keep, self.generator
             )
-            for index, direction in enumerate(directions):
-                retain = index < len(directions) - 1
-                for block, seen in tape.observe(outputs, direction, retain=retain):
-                    accumulators[block.name].add(seen)
+            add_batch(tape, outputs, directions, keep, accumulators)
         loss = self.factor * self.lossfunc(outputs.detach()[keep], y[keep])
         return loss, KroneckerSums([kronecker_sums(a.finish()) for a in accumulators.values()])
 
@@ -248,14 +246,11 @@ class PerSampleGGN(GGNInterface):
                 "PerSampleGGN cannot differentiate through the Jacobian (enable_backprop=True). "
                 "Use laplace-torch's default backend for that."
             )
-        rows = []
         with observing(self.view.__dict__["model"], self.view.blocks) as tape:
             outputs = self.view(x)
-            n_outputs = outputs.shape[1]
-            for c, unit in enumerate(torch.eye(n_outputs).to(outputs)):
-                seen = tape.observe(outputs, unit.expand_as(outputs), retain=c < n_outputs - 1)
-                rows.append(torch.cat([one.gradient().flatten(1) for _, one in seen], 1))
-        jacobian = torch.stack(rows, 1)
+            units = torch.eye(outputs.shape[1]).to(outputs).expand(len(outputs), -1, -1)
+            bases = {b.name: IdentityEigenbasis(torch.ones(b.shape)) for b in self.view.blocks}
+            jacobian = projected_jacobian(tape, self.view.blocks, bases, outputs, units)
         if self.subnetwork_indices is not None:
             jacobian = jacobian[:, :, self.subnetwork_indices]
         return jacobian, outputs.detach()

@@ -9,14 +9,16 @@ the eigenbasis of its curvature, where the posterior covariance is diagonal.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from posthoc_bhpeft.batches import Inputs, device_of, evaluating, forward, move
-from posthoc_bhpeft.blocks import Block, Engine, Tape, observing
+from posthoc_bhpeft.blocks import Block, Engine, Observation, Tape, observing
 from posthoc_bhpeft.likelihood import Categorical, Likelihood
 from posthoc_bhpeft.linalg import Eigenbasis
 from posthoc_bhpeft.posterior import Posterior
@@ -123,21 +125,31 @@ def projected_covariance(
     n_rows, _, n_directions = directions.shape
     covariance = outputs.new_zeros(n_rows, n_directions, n_directions)
     earlier: dict[str, list[Tensor]] = {}
-    for k in range(n_directions):
-        last = k == n_directions - 1
-        for block, seen in tape.observe(outputs, directions[..., k], retain=not last):
-            coordinates = bases[block.name].project(seen.gradient())
-            # With a device_map each block has its own device; what leaves it is small.
-            mine = (coordinates * deviations[block.name].to(coordinates)).flatten(1)
-            others = earlier.setdefault(block.name, [])
-            for other, theirs in enumerate([*others, mine]):
-                product = torch.linalg.vecdot(mine, theirs).to(covariance)
-                covariance[:, k, other] += product
-                if other < k:
-                    covariance[:, other, k] += product
-            if not last:
-                others.append(mine)
+
+    def add(k: int, block: Block, seen: Observation) -> None:
+        coordinates = bases[block.name].project(seen.gradient())
+        # With a device_map each block has its own device; what leaves it is small.
+        mine = (coordinates * deviations[block.name].to(coordinates)).flatten(1)
+        others = earlier.setdefault(block.name, [])
+        for other, theirs in enumerate([*others, mine]):
+            product = torch.linalg.vecdot(mine, theirs).to(covariance)
+            covariance[:, k, other] += product
+            if other < k:
+                covariance[:, other, k] += product
+        if k < n_directions - 1:
+            others.append(mine)
+
+    observe_directions(tape, outputs, directions, add)
     return covariance
+
+
+def observe_directions(
+    tape: Tape, outputs: Tensor, directions: Tensor, see: Callable[[int, Block, Observation], None]
+) -> None:
+    """Call `see(k, block, observation)` for every direction `k` of `(N, C, K)`, one by one."""
+    n_directions = directions.shape[2]
+    for k in range(n_directions):
+        tape.observe(outputs, directions[..., k], partial(see, k), retain=k < n_directions - 1)
 
 
 def projected_jacobian(
@@ -151,7 +163,7 @@ def projected_jacobian(
 
     Args:
         tape: Of the forward pass that made `outputs`.
-        blocks: All blocks, in the tape's order.
+        blocks: All blocks, in the order of the weights.
         bases: Eigenbasis of each block.
         outputs: `(N, C)`.
         directions: `(N, C, K)`; one backward pass for each `k`.
@@ -160,13 +172,13 @@ def projected_jacobian(
         `(N, K, P)` with `P` the number of weights of all blocks.
     """
     n_rows, _, n_directions = directions.shape
-    size = sum(block.size for block in blocks)
-    jacobian = outputs.new_empty(n_rows, n_directions, size)
-    for k in range(n_directions):
-        start = 0
-        retain = k < n_directions - 1
-        for block, seen in tape.observe(outputs, directions[..., k], retain=retain):
-            coordinates = bases[block.name].project(seen.gradient())
-            jacobian[:, k, start : start + block.size] = coordinates.flatten(1)
-            start += block.size
+    ends = list(accumulate(block.size for block in blocks))
+    jacobian = outputs.new_empty(n_rows, n_directions, ends[-1])
+    part = {b.name: slice(end - b.size, end) for b, end in zip(blocks, ends, strict=True)}
+
+    def write(k: int, block: Block, seen: Observation) -> None:
+        coordinates = bases[block.name].project(seen.gradient())
+        jacobian[:, k, part[block.name]] = coordinates.flatten(1)
+
+    observe_directions(tape, outputs, directions, write)
     return jacobian

@@ -2,8 +2,8 @@ r"""What one batch needs beside the model: measured on one row, at no cost on th
 
 A forward pass keeps the tensors that a backward pass will read; `saved_tensors_hooks` sees every
 one of them, so their bytes are counted, not guessed. All of them grow in proportion to the rows.
-A fit then holds the gradients at all tapped modules at once, `sum_m N T_m p_m` numbers, and for a
-moment the gradient of one block, `N p q`.
+On the way back the gradient at one tapped module at a time is there, `N T_m p_m` numbers, and the
+gradient of one of its blocks, `N p q`.
 
 Not counted: workspace of kernels, what the allocator holds back, tensors that a layer makes and
 gives up within its own forward pass.
@@ -49,14 +49,14 @@ class BatchBytes:
         """Of all rows."""
         return self.rows * self.activations_a_row
 
-    def cotangents(self, blocks: Sequence[Block]) -> int:
-        """Gradients at the modules of these blocks, all of which are there at once."""
-        return self.rows * sum(self.tapped_a_row[path] for path in {b.module for b in blocks})
+    def cotangent(self, blocks: Sequence[Block]) -> int:
+        """The largest gradient at a module of these blocks; one is there at a time."""
+        return self.rows * max(self.tapped_a_row[block.module] for block in blocks)
 
     def summing(self, blocks: Sequence[Block]) -> int:
         """Beside the sums, while the curvature of these blocks is fitted."""
         gradient = self.rows * SINGLE * max(block.size for block in blocks)
-        return self.activations + self.cotangents(blocks) + gradient
+        return self.activations + self.cotangent(blocks) + gradient
 
 
 def measure_batch(

@@ -257,13 +257,10 @@ def phase_table(estimate: Estimate) -> Table:
     rows = [(name, bytes_text(size)) for name, size in estimate.phases.items()]
     batch = estimate.work.batch
     if batch is not None:
-        cotangents = batch.cotangents(estimate.work.blocks)
+        largest = bytes_text(batch.cotangent(estimate.work.blocks))
         rows += [
             ("  of it activations of a batch", bytes_text(batch.activations)),
-            (
-                "  of it gradients at tapped layers",
-                bytes_text(cotangents),
-            ),
+            ("  of it the gradient at a layer", largest),
         ]
     if estimate.apart:
         rows += [

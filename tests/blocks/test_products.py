@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from posthoc_bhpeft.blocks import (
     Observation,
+    Observed,
     Product,
     discover,
     find_products,
@@ -59,8 +60,13 @@ def observed(model: nn.Module, batch, direction: int) -> dict[str, Tensor]:
         outputs = outputs_of(model, {k: v for k, v in batch.items() if k != "labels"})
         one_hot = torch.zeros_like(outputs)
         one_hot[:, direction] = 1
-        seen = with_products(tape.observe(outputs, one_hot), find_products(blocks))
-        return {one.name: observation.gradient() for one, observation in seen}
+        found: dict[str, Tensor] = {}
+
+        def see(one: Observed, observation: Observation) -> None:
+            found[one.name] = observation.gradient()
+
+        tape.observe(outputs, one_hot, with_products(see, find_products(blocks)))
+    return found
 
 
 # ---------------------------------------------------------------- which blocks belong together
@@ -211,4 +217,4 @@ def test_an_engine_without_sides_has_no_products():
     product = find_products(blocks)[0]
     sides = Observation(torch.ones(1, 2, 2), torch.ones(1, 2, 2), factored=False)
     with pytest.raises(ConfigError, match=r"output gradients.*default engine, observing"):
-        list(with_products([(product.down, sides)], [product]))
+        with_products(lambda *_: None, [product])(product.down, sides)

@@ -9,9 +9,10 @@ from torch import nn
 from transformers import LongformerConfig, LongformerForSequenceClassification
 
 from posthoc_bhpeft.blocks import discover, observing
+from posthoc_bhpeft.blocks.backward import ends
 from posthoc_bhpeft.blocks.tape import concatenate
 from posthoc_bhpeft.errors import DeadBlockError, ModelError
-from tests.contracts import any_direction, check_block, observations
+from tests.contracts import any_direction, check_block, observations, seen_by
 from tests.hybrid.families import tiny_batch
 from tests.models import Pooled, hybrid, linear, mlp, pairs, seeded, wrap
 from tests.oracles import per_sample
@@ -127,8 +128,8 @@ def test_one_forward_pass_serves_many_directions():
             direction = torch.zeros(4, 3, dtype=torch.float64)
             direction[:, index] = 1
             exact = per_sample(model, blocks, outputs[:, index])
-            for block, seen in tape.observe(outputs, direction, retain=True):
-                assert torch.allclose(seen.gradient(), exact[block.name])
+            for name, seen in seen_by(tape, outputs, direction, retain=True).items():
+                assert torch.allclose(seen.gradient(), exact[name])
 
 
 def test_a_second_forward_pass_replaces_the_first():
@@ -138,16 +139,63 @@ def test_a_second_forward_pass_replaces_the_first():
     with observing(model, blocks) as tape:
         model(first[0])
         outputs = model(second[0])
-        again = {b.name: s.gradient() for b, s in tape.observe(outputs, direction)}
+        again = seen_by(tape, outputs, direction)
     once = observations(model, blocks, second, direction)
-    assert all(torch.equal(gradient, once[name].gradient()) for name, gradient in again.items())
+    assert all(torch.equal(s.gradient(), once[name].gradient()) for name, s in again.items())
 
 
-def test_blocks_come_in_the_order_given():
+def test_every_block_is_seen_once_in_whatever_order_they_are_given():
+    model, batch = hybrid(), tiny_batch(hybrid())
+    blocks, direction = discover(model), any_direction(model, batch)
+    one = observations(model, blocks, batch, direction)
+    other = observations(model, tuple(reversed(blocks)), batch, direction)
+    assert one.keys() == other.keys() == {block.name for block in blocks}
+    assert all(torch.equal(one[name].rows, other[name].rows) for name in one)
+
+
+def test_a_gradient_is_handed_on_while_the_backward_pass_is_still_above_the_next():
+    reached = []
+    model = nn.Sequential(linear(3, 4), nn.Tanh(), linear(4, 4), nn.Tanh(), linear(4, 3))
+
+    def watch(name, output):
+        output.grad_fn.register_prehook(lambda _: reached.append(name))
+
+    for index in (1, 3):
+        name = f"tanh {index}"
+        model[index].register_forward_hook(lambda _, __, output, n=name: watch(n, output))
+    with observing(model, discover(model)) as tape:
+        outputs = model(pairs((4, 3), 3)[0][0])
+        tape.observe(outputs, torch.ones_like(outputs), lambda b, _: reached.append(b.module))
+    assert reached == ["4", "tanh 3", "2", "tanh 1", "0"]
+
+
+def test_only_the_lowest_places_are_asked_of_autograd():
+    one, two = (torch.ones(2, requires_grad=True) for _ in range(2))
+    low, beside = one * 2, two * 3
+    high = (low + beside).tanh()
+    top = high * high
+    nodes = [tensor.grad_fn for tensor in (top, high, low, beside)]
+    assert set(ends(nodes)) == {low.grad_fn, beside.grad_fn}
+    assert ends([top.grad_fn]) == [top.grad_fn]
+
+
+def test_an_error_of_who_is_shown_a_gradient_stops_the_pass():
+    class Refused(Exception):
+        pass
+
+    def refuse(block, observation):
+        raise Refused(block.name)
+
     model, batch = mlp(3, 4, 3), pairs((4, 3), 3)[0]
-    backwards = tuple(reversed(discover(model)))
-    seen = observations(model, backwards, batch, any_direction(model, batch))
-    assert list(seen) == [block.name for block in backwards]
+    with observing(model, discover(model)) as tape:
+        outputs = model(batch[0])
+        with pytest.raises(Refused):
+            tape.observe(outputs, torch.ones_like(outputs), refuse)
+        # No hook stays behind: the next pass shows whom it is told to.
+        outputs = model(batch[0])
+        assert seen_by(tape, outputs, torch.ones_like(outputs)).keys() == {
+            block.name for block in discover(model)
+        }
 
 
 def test_calls_of_a_shared_layer_lie_side_by_side():

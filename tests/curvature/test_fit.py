@@ -60,9 +60,11 @@ def unfactored(model, blocks):
     """An engine that knows gradients but not the two sides they are made of."""
 
     class UnfactoredTape:
-        def observe(self, *args, **kwargs):
-            for block, seen in tape.observe(*args, **kwargs):
-                yield block, replace(seen, factored=False)
+        def observe(self, outputs, direction, see, **kwargs):
+            def see_gradient(block, seen):
+                see(block, replace(seen, factored=False))
+
+            tape.observe(outputs, direction, see_gradient, **kwargs)
 
     with observing(model, blocks) as tape:
         yield UnfactoredTape()

@@ -13,7 +13,7 @@ from posthoc_bhpeft.curvature import KFAC, DenseGGN, KroneckerGGN, fit_curvature
 from posthoc_bhpeft.errors import ConfigError, DeadBlockError, ModelError
 from posthoc_bhpeft.interop.backpack import BackPACK, BatchGradPrefix
 from posthoc_bhpeft.likelihood import Categorical
-from tests.contracts import any_direction, observations
+from tests.contracts import any_direction, observations, seen_by
 from tests.hybrid.families import tiny_batch, tiny_loader
 from tests.models import hybrid, lora, mlp, pairs, prefix
 
@@ -68,10 +68,10 @@ def test_several_directions_of_one_forward_pass():
     blocks = discover(model)
     with evaluating(model), BackPACK()(model, blocks) as tape:
         outputs = forward(model, inputs)
-        first = [s.gradient() for _, s in tape.observe(outputs, outputs.detach(), retain=True)]
-        again = [s.gradient() for _, s in tape.observe(outputs, 2 * outputs.detach())]
-    for one, two in zip(first, again, strict=True):
-        torch.testing.assert_close(2 * one, two)
+        first = seen_by(tape, outputs, outputs.detach(), retain=True)
+        again = seen_by(tape, outputs, 2 * outputs.detach())
+    for name, one in first.items():
+        torch.testing.assert_close(2 * one.gradient(), again[name].gradient())
 
 
 def test_it_is_an_engine_of_the_one_call():
