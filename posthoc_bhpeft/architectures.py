@@ -17,6 +17,9 @@ BY_TASK_TYPE = {
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 """Ends of the names of causal language models."""
 
+MULTIPLE_CHOICE = "ForMultipleChoice"
+"""End of the names of classes that score one text a choice."""
+
 LABELLED = ("ForSequenceClassification", "ForTokenClassification")
 """Ends of the names of classes whose head has an output for every label."""
 

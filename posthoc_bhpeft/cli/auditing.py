@@ -59,6 +59,7 @@ class Opened:
 
     def loader(self, rows: TextData) -> Any:
         """Batches of rows, tokenised for this model."""
+        self.predictor.check_choices(rows)
         return batches_of(self.checkpoint, rows, self.predictor.base, self.asked.batch_size)
 
 

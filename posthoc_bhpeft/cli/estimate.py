@@ -74,10 +74,11 @@ def estimate(
             raise ConfigError(f"--dtype {dtype} is none of {', '.join(_BASES)}.")
         found = open_checkpoint(checkpoint_folder(checkpoint))
         recorded = None if found.record is None else found.record.train_rows
+        shapes = shapes_of(checkpoint, base=model, dtype=dtype)
         needed = ask(
-            shapes_of(checkpoint, base=model, dtype=dtype),
+            found.task.outline(shapes, found.n_choices),
             curvature=chosen_curvature(curvature, directions, rank),
-            likelihood=Gaussian() if found.label_names is None else Categorical(),
+            likelihood=Gaussian() if found.regression else Categorical(),
             batch_size=batch_size,
             length=max_length or found.max_length,
             n_rows=recorded if rows is None else rows,

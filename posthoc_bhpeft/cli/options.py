@@ -18,6 +18,13 @@ class PeftChoice(str, Enum):
     prefix = "prefix"
 
 
+class TaskChoice(str, Enum):
+    """How rows are put to the model that is trained."""
+
+    text = "text"
+    choices = "choices"
+
+
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON; all text goes to stderr.")
 ]

@@ -141,6 +141,7 @@ def predict(
         )
         if predictor.bayes is None:
             predictor = predictor.asked(found.task, rows, tokenizer_of(found, predictor.base))
+        predictor.check_choices(rows)
         names = found.names_for_reading or rows.label_names
         chosen = _predictive(predictive, link, samples, seed) or predictor.usual
         if review:

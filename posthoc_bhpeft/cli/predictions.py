@@ -16,13 +16,13 @@ from posthoc_bhpeft.api import BayesianPeft, Predictive
 from posthoc_bhpeft.audit import summary
 from posthoc_bhpeft.checkpoints import load_adapter
 from posthoc_bhpeft.cli.output import plain
-from posthoc_bhpeft.cli.tasks import RowTask
+from posthoc_bhpeft.data.forms import Form
 from posthoc_bhpeft.data.rows import TextData
-from posthoc_bhpeft.errors import ConfigError
+from posthoc_bhpeft.errors import ConfigError, DataError
 from posthoc_bhpeft.predictive import MAP, Prediction
 from posthoc_bhpeft.predictive.uncertainty import predict_point
 from posthoc_bhpeft.saving import POSTERIOR_FILE
-from posthoc_bhpeft.tasks import base_of, split_task
+from posthoc_bhpeft.tasks import AnswerTokens, base_of, split_task
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,27 @@ class Predictor:
         base: Any = base_of(split_task(self.model)[0])
         return str(base.config._name_or_path)
 
-    def asked(self, task: RowTask, rows: TextData, tokenizer: Any) -> Predictor:
+    def asked(self, task: Form, rows: TextData, tokenizer: Any) -> Predictor:
         """The same without a posterior, put to the task of its rows, which no file records."""
         return replace(self, model=task.wrap(self.model, rows, tokenizer))
+
+    def check_choices(self, rows: TextData) -> None:
+        """Raise where a row has more choices than the posterior has answers, before any work.
+
+        Raises:
+            DataError: With the row and what to do.
+        """
+        task = split_task(self.model)[1]
+        if not isinstance(task, AnswerTokens) or rows.choices is None:
+            return
+        most = len(task.token_ids)
+        for index, choices in zip(rows.indices, rows.choices, strict=True):
+            if len(choices) > most:
+                raise DataError(
+                    f"{rows.source} ({rows.split}): row {index} has {len(choices)} choices, and "
+                    f"the model was fitted to answer with {most} letters, as many as a row had "
+                    "then. Leave such rows out, or fit on rows of which one has as many."
+                )
 
     @property
     def usual(self) -> Predictive:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from posthoc_bhpeft.checkpoints import TRAINING_FILE, checkpoint_labels, load_tokenizer
-from posthoc_bhpeft.cli.tasks import UNNAMED, RowTask, fitted_names, task_of
+from posthoc_bhpeft.cli.tasks import UNNAMED, fitted_names, task_of
 from posthoc_bhpeft.data import (
     ChosenRows,
     RowSettings,
@@ -16,6 +16,7 @@ from posthoc_bhpeft.data import (
     open_source,
     read_rows,
 )
+from posthoc_bhpeft.data.forms import Form
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.errors import ConfigError, DataError
 from posthoc_bhpeft.streams.identity import STREAM_FILE
@@ -38,7 +39,7 @@ class Checkpoint:
     folder: Path
     record: TrainingRecord | None
     label_names: tuple[str, ...] | None
-    task: RowTask
+    task: Form
 
     @property
     def regression(self) -> bool:
@@ -55,7 +56,13 @@ class Checkpoint:
     @property
     def max_length(self) -> int:
         """Tokens a text was cut at."""
-        return 128 if self.record is None else self.record.settings.max_length
+        return self.record.settings.max_length if self.record else self.task.usual_length
+
+    @property
+    def n_choices(self) -> int:
+        """Choices of a row at most; four where nobody says."""
+        names = None if self.record is None else self.record.label_names
+        return len(names or "ABCD")
 
     @property
     def rows(self) -> RowSettings | None:
@@ -181,9 +188,7 @@ def training_rows(
             )
         chosen = checkpoint.record.training_rows()
     else:
-        if recorded is not None:
-            named = replace(named, regression=checkpoint.label_names is None)
-        chosen = choose_rows(checkpoint.read_as(named) if recorded is None else named)
+        chosen = choose_rows(checkpoint.read_as(named))
         _check_answers(checkpoint, chosen.train)
     _check_classes(checkpoint, chosen.train)
     if max_rows is None or max_rows >= len(chosen.train):

@@ -18,7 +18,6 @@ from posthoc_bhpeft.cli.options import (
     EpochsOption,
     JsonOption,
     LabelOption,
-    LengthOption,
     ModelOption,
     OverwriteOption,
     PairOption,
@@ -29,6 +28,7 @@ from posthoc_bhpeft.cli.options import (
     RankOption,
     RateOption,
     SeedOption,
+    TaskChoice,
     TextOption,
     TokensOption,
     WarmupOption,
@@ -40,6 +40,15 @@ def train(
     data: Annotated[str, typer.Option("--data", help="Folder, file or hub name.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint.")],
     model: ModelOption = "minilm",
+    task: Annotated[
+        TaskChoice | None,
+        typer.Option(
+            "--task",
+            help="text: a head reads each text. choices: a causal language model answers with the "
+            "letter of a choice; another model gets a head that scores each choice. [default: "
+            "choices where rows have a column of that name]",
+        ),
+    ] = None,
     peft: PeftOption = PeftChoice.hybrid,
     max_rows: Annotated[
         int | None, typer.Option("--max-rows", help="Draw at most so many training rows.")
@@ -48,7 +57,14 @@ def train(
     epochs: EpochsOption = 6,
     lr: RateOption = None,
     batch_size: BatchOption = 16,
-    max_length: LengthOption = 128,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            "--max-length",
+            help="Tokens a text is cut at; a prompt loses its beginning. [default: 128, of "
+            "prompts 512]",
+        ),
+    ] = None,
     weight_decay: DecayOption = 0.01,
     warmup: WarmupOption = 0.06,
     early_stopping: Annotated[
@@ -84,7 +100,11 @@ def train(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Tune adapter, LoRA and prefix together, or one of them, on labelled texts.
+    """Tune adapter, LoRA and prefix together, or one of them, on labelled texts or questions.
+
+    A question is a row with a text, a list of texts in the column `choices`, and as its label the
+    number of the right one, counted from 0. Where there is no such column, --task choices takes
+    the names of the classes for the choices of every row.
 
     \b
     Examples:
@@ -92,14 +112,22 @@ def train(
       bhpeft train --data sst2/ --max-rows 640 --peft lora --output out
       bhpeft train --model FacebookAI/roberta-base --data imdb --output out
       bhpeft train --data faq.jsonl --text-column question --label-column intent --output out
+      bhpeft train --model Qwen/Qwen2.5-0.5B --data arc_easy --output out
+      bhpeft train --model Qwen/Qwen2.5-0.5B --data boolq --task choices --output out
     """  # noqa: D301 - \b is the character that keeps lines apart
     with running(as_json=as_json, quiet=quiet, debug=debug) as out:
+        from dataclasses import replace
+
         from posthoc_bhpeft.checkpoints import check_output, resolve_model
         from posthoc_bhpeft.cli.rows import absolute
         from posthoc_bhpeft.data import RowSettings, choose_rows
-        from posthoc_bhpeft.training import TrainingSettings
+        from posthoc_bhpeft.data.forms import Form
+        from posthoc_bhpeft.data.loader import check_length
+        from posthoc_bhpeft.training import TrainingSettings, form_for
         from posthoc_bhpeft.training import train as run
 
+        if max_length is not None:
+            check_length(max_length)
         settings = TrainingSettings(
             peft=peft.value,
             epochs=epochs,
@@ -108,7 +136,6 @@ def train(
             weight_decay=weight_decay,
             warmup=warmup,
             patience=patience,
-            max_length=max_length,
             seed=seed,
             rank=rank,
             bottleneck_size=bottleneck,
@@ -124,6 +151,7 @@ def train(
             text_pair_column=text_pair_column,
             label_column=label_column,
             regression=True if regression else None,
+            choices=None if task is None else task is TaskChoice.choices,
             drop_unlabelled=drop_unlabelled,
             max_rows=max_rows,
             max_validation_rows=max_validation_rows,
@@ -133,13 +161,16 @@ def train(
         check_output(output, overwrite=overwrite)
         resolve_model(model)
         chosen = choose_rows(rows)
-        for note in chosen.notes:
+        form = form_for(model, chosen.train)
+        said = form.describe(chosen.train)
+        for note in (*chosen.notes, said):
             out.say(note)
+        length = form.usual_length if max_length is None else max_length
         result = run(
             model,
             chosen.train,
             validation=chosen.validation,
-            settings=settings,
+            settings=replace(settings, max_length=length),
             rows=rows,
             progress=out.progress,
             device=device,
@@ -147,8 +178,9 @@ def train(
         result.save(output, overwrite=overwrite)
         record = result.record
         trainable = sum(p.numel() for p in result.model.parameters() if p.requires_grad)
+        parts = peft.value if form is Form.PROMPT else f"{peft.value} and head"
         out.say(
-            f"trained {trainable:,} weights ({peft.value} and head) on {record.train_rows} rows in "
+            f"trained {trainable:,} weights ({parts}) on {record.train_rows} rows in "
             f"{record.seconds:.0f} s, kept epoch {record.best_epoch} of {len(record.history)}: "
             + ", ".join(f"{name} {value:.4f}" for name, value in record.metrics.items())
         )
@@ -157,6 +189,7 @@ def train(
             command="train",
             output=output,
             model=model,
+            task=said,
             peft=peft.value,
             trainable=trainable,
             label_names=record.label_names,

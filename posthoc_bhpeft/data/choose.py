@@ -27,7 +27,7 @@ class RowSettings:
         label_column: the column with the label, or None to find it.
         regression: True or False where it is known; None reads float labels as regression.
         drop_unlabelled: leave out rows whose label is missing or -1.
-        choices: rows are questions with choices.
+        choices: rows are questions with choices; None tells from their columns.
         multi_label: labels are lists; None tells from the values.
         max_rows: draw at most so many training rows by seed.
         max_validation_rows: draw at most so many validation rows by seed.
@@ -43,7 +43,7 @@ class RowSettings:
     label_column: str | None = None
     regression: bool | None = None
     drop_unlabelled: bool = False
-    choices: bool = False
+    choices: bool | None = False
     multi_label: bool | None = False
     max_rows: int | None = None
     max_validation_rows: int = 500
@@ -78,7 +78,7 @@ def choose_rows(settings: RowSettings) -> ChosenRows:
     if settings.validation:
         train, validation, note = _validation(settings, source, whole)
         notes.append(note)
-    train = train.draw(settings.max_rows, settings.seed)
+    train, validation = _same_letters(train.draw(settings.max_rows, settings.seed), validation)
     drawn = f", drawn with seed {settings.seed}" if len(train) < len(whole) else ""
     for rows in (train, validation):
         if rows is not None and rows.labels is None:
@@ -129,7 +129,16 @@ def _validation(
             f"{source.name} has no validation split: {len(validation)} training rows, drawn with "
             f"seed {settings.seed}, are kept back to decide when to stop",
         )
-    same = replace(settings, regression=whole.regression)
+    asked = whole.choices is not None
+    same = replace(settings, regression=whole.regression, choices=asked)
     rows = read_rows(same, source, split, label_names=whole.label_names)
     validation = rows.draw(settings.max_validation_rows, settings.seed)
     return whole, validation, f"{len(validation)} rows of {split!r} decide when to stop"
+
+
+def _same_letters(train: TextData, validation: TextData | None) -> tuple[TextData, TextData | None]:
+    """Where rows have choices of their own, both parts know the letters of the longest list."""
+    if validation is None or train.choices is None:
+        return train, validation
+    names = max(train.label_names or (), validation.label_names or (), key=len)
+    return replace(train, label_names=names), replace(validation, label_names=names)

@@ -228,9 +228,9 @@ def _are_codes(distinct: list[int]) -> bool:
 def _refuse_multiple_choice(kinds: Mapping[str, type]) -> None:
     if kinds.get("choices") is list:
         raise DataError(
-            "These rows are multiple choice (a column 'choices' with lists). `bhpeft fit` and "
-            "`predict` read them for a language model or a multiple-choice model, load_rows with "
-            "choices=True; for a text classifier write one text a row (question and choices "
+            "These rows are multiple choice (a column 'choices' with lists). A language model or a "
+            "multiple-choice model reads them (`bhpeft train --task choices`, load_rows with "
+            "choices=True); for a text classifier write one text a row (question and choices "
             "together) and name it with --text-column."
         )
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from posthoc_bhpeft.predictive import Prediction
 
+MAX_LENGTH = 128
+"""Tokens a text is cut at, where nobody says."""
+
 
 @dataclass(frozen=True)
 class EncodedRows(Dataset[dict[str, Any]]):
@@ -84,7 +87,7 @@ class LengthOrder(Sampler[int]):
 
 
 def encode(
-    data: TextData, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 128
+    data: TextData, tokenizer: PreTrainedTokenizerBase, *, max_length: int = MAX_LENGTH
 ) -> EncodedRows:
     """Tokenise every row, cut at `max_length` tokens.
 
@@ -93,8 +96,7 @@ def encode(
     """
     if len(data) == 0:
         raise DataError("There are no rows to tokenise.")
-    if max_length < 4:
-        raise DataError(f"max_length is {max_length}; at least 4 tokens are needed.")
+    check_length(max_length)
     pairs = None if data.text_pairs is None else list(data.text_pairs)
     encoded = tokenizer(list(data.texts), pairs, truncation=True, max_length=max_length)
     rows = [{key: encoded[key][n] for key in encoded} for n in range(len(data))]
@@ -104,12 +106,22 @@ def encode(
     return EncodedRows(tuple(rows), data)
 
 
+def check_length(max_length: int) -> None:
+    """Raise where so few tokens leave no room for a text.
+
+    Raises:
+        DataError: with how many are needed.
+    """
+    if max_length < 4:
+        raise DataError(f"max_length is {max_length}; at least 4 tokens are needed.")
+
+
 def make_loader(
     data: TextData | EncodedRows,
     tokenizer: PreTrainedTokenizerBase,
     *,
     batch_size: int = 16,
-    max_length: int = 128,
+    max_length: int = MAX_LENGTH,
     shuffle: bool = False,
     by_length: bool = False,
     generator: torch.Generator | None = None,
@@ -128,23 +140,27 @@ def make_loader(
     Raises:
         DataError: `shuffle` and `by_length` are both asked for, or there are no rows.
     """
-    from transformers import DataCollatorWithPadding
-
     if shuffle and by_length:
         raise DataError("shuffle and by_length are two different orders; choose one.")
     rows = data if isinstance(data, EncodedRows) else encode(data, tokenizer, max_length=max_length)
-    collate: Any = DataCollatorWithPadding(tokenizer)
-    if isinstance(rows[0]["input_ids"][0], list):
-        n_choices = max(len(row["input_ids"]) for row in rows.features)
-        collate = partial(pad_choices, tokenizer=tokenizer, n_choices=n_choices)
     return DataLoader(
         rows,
         batch_size=batch_size,
         shuffle=shuffle,
         sampler=LengthOrder(rows.lengths) if by_length else None,
         generator=generator,
-        collate_fn=collate,
+        collate_fn=collator(tokenizer, rows),
     )
+
+
+def collator(tokenizer: PreTrainedTokenizerBase, *parts: EncodedRows) -> Any:
+    """What makes batches of these rows; with choices, as many in every batch as any row has."""
+    from transformers import DataCollatorWithPadding
+
+    if not isinstance(parts[0][0]["input_ids"][0], list):
+        return DataCollatorWithPadding(tokenizer)
+    n_choices = max(len(row["input_ids"]) for rows in parts for row in rows.features)
+    return partial(pad_choices, tokenizer=tokenizer, n_choices=n_choices)
 
 
 def pad_choices(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from posthoc_bhpeft.data.answers import letters
-from posthoc_bhpeft.data.loader import EncodedRows
+from posthoc_bhpeft.data.loader import MAX_LENGTH, EncodedRows, check_length
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.errors import DataError
 from posthoc_bhpeft.tasks.absent import COUNT_NAME
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PROMPT_END = "Answer:"
+PROMPT_LENGTH = 512
+"""Tokens a prompt has at most, where nobody says."""
 
 
 def answer_prompt(question: str, choices: Sequence[str], passage: str | None = None) -> str:
@@ -39,7 +41,7 @@ def answer_prompt(question: str, choices: Sequence[str], passage: str | None = N
 
 
 def encode_prompts(
-    data: TextData, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 512
+    data: TextData, tokenizer: PreTrainedTokenizerBase, *, max_length: int = PROMPT_LENGTH
 ) -> EncodedRows:
     """One prompt a row, for `AnswerTokens`; `n_choices` says how many choices each has.
 
@@ -51,9 +53,10 @@ def encode_prompts(
         max_length: Tokens a prompt has at most.
 
     Raises:
-        DataError: the rows have no choices.
+        DataError: the rows have no choices, or `max_length` leaves no room for them.
     """
     choices = choices_of(data)
+    check_length(max_length)
     passages = data.text_pairs or [None] * len(data)
     prompts = [answer_prompt(*one) for one in zip(data.texts, choices, passages, strict=True)]
     rows = [prompt_row(prompt, tokenizer, max_length) for prompt in prompts]
@@ -72,7 +75,7 @@ def prompt_row(prompt: str, tokenizer: PreTrainedTokenizerBase, max_length: int)
 
 
 def encode_choices(
-    data: TextData, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 128
+    data: TextData, tokenizer: PreTrainedTokenizerBase, *, max_length: int = MAX_LENGTH
 ) -> EncodedRows:
     """One text pair a choice, question first, for `MultipleChoice` and `PairScores`.
 
@@ -82,8 +85,9 @@ def encode_choices(
         max_length: Tokens a pair is cut at; the question, with its passage before it, is cut.
 
     Raises:
-        DataError: the rows have no choices.
+        DataError: the rows have no choices, or `max_length` leaves no room for them.
     """
+    check_length(max_length)
     rows = []
     passages = data.text_pairs or [""] * len(data)
     for text, own, passage in zip(data.texts, choices_of(data), passages, strict=True):

@@ -38,7 +38,7 @@ def load_rows(
     drop_unlabelled: bool = False,
     ignore_labels: bool = False,
     one_class: bool = False,
-    choices: bool = False,
+    choices: bool | None = False,
     multi_label: bool | None = False,
 ) -> TextData:
     """Read one split of a file, a folder or a hub data set.
@@ -57,7 +57,8 @@ def load_rows(
         ignore_labels: read no labels at all.
         one_class: take rows that all have one label, too.
         choices: read questions with a column `choices`, whose label counts them from 0; where
-            there is no such column, the choices of every row are the names of the classes.
+            there is no such column, the choices of every row are the names of the classes; None
+            reads them where there is the column.
         multi_label: labels are lists: of names or numbers of classes, or a 0 or 1 for each; None
             tells from the values.
 
@@ -70,6 +71,13 @@ def load_rows(
         raise DataError(f"The split {split!r} of {place.name} has no rows.")
     kinds = {name: _kind(feature) for name, feature in rows.features.items()}
     where = f"{place.name} ({split})"
+    if choices is None:
+        choices = kinds.get(CHOICES_COLUMN) is list
+    if choices and regression:
+        raise DataError(
+            f"{where}: one of the choices of a row is right, so its label is no real number. Leave "
+            "out --regression (regression=True), or the choices: --task text (choices=False)."
+        )
     try:
         columns = find_columns(
             kinds, text=text_column, pair=text_pair_column, label=label_column, choices=choices

@@ -23,6 +23,7 @@ from posthoc_bhpeft.predictive import Prediction
 from posthoc_bhpeft.predictive.uncertainty import predict_draws
 from posthoc_bhpeft.rebuild import load_whole
 from posthoc_bhpeft.rivals.rival import predict_batches
+from posthoc_bhpeft.tasks import TaskModel, split_task
 
 
 @dataclass(frozen=True)
@@ -91,15 +92,19 @@ def load_ensemble(
         folders: That `bhpeft train` or `save_pretrained` wrote, trained from different seeds.
         likelihood: Of the labels given their outputs.
         device: Where to put the members; the CPU by default.
-        first: A member that is loaded already, which comes before those of the folders.
+        first: A member that is loaded already, which comes before those of the folders. If it has
+            a task, they are put to the same one.
 
     Raises:
         CheckpointError: If a folder holds no model.
         ConfigError: If there is no member, or members name their classes differently.
     """
     members = [] if first is None else [first]
+    task = None if first is None else split_task(first)[1]
     for folder in folders:
         member = load_member(Path(folder).expanduser())
+        # No file of an adapter says what it was asked.
+        member = member if task is None else TaskModel(member, task).eval()
         member = member if device is None else member.to(device)
         if members:
             share_frozen(members[0], member)

@@ -18,8 +18,8 @@ from posthoc_bhpeft.streams.objective import Distill, Objective
 from posthoc_bhpeft.streams.rounds import Heads, LabelSpace, Round
 from posthoc_bhpeft.streams.tokens import TokenCache
 from posthoc_bhpeft.training import TrainingSettings
+from posthoc_bhpeft.training.building import build
 from posthoc_bhpeft.training.loop import Task, check_device, run_trainer, seeded
-from posthoc_bhpeft.training.run import build
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel

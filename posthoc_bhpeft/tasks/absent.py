@@ -19,7 +19,7 @@ COUNT_NAME = "n_choices"
 
 def without_absent(logits: Tensor, absent: Tensor) -> Tensor:
     """Logits `(N, C)` with `ABSENT` where a choice is not there."""
-    return logits.masked_fill(absent, ABSENT) if bool(absent.any()) else logits
+    return logits.masked_fill(absent, ABSENT)
 
 
 def beyond_count(counts: Tensor | None, logits: Tensor) -> Tensor:

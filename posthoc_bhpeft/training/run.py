@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import nn
 
-from posthoc_bhpeft.checkpoints import load_base, load_tokenizer, resolve_model, whole_folder
-from posthoc_bhpeft.data import RowSettings, TextData, encode
+from posthoc_bhpeft.checkpoints import whole_folder
+from posthoc_bhpeft.data import RowSettings, TextData
+from posthoc_bhpeft.data.forms import Form
+from posthoc_bhpeft.data.loader import collator
 from posthoc_bhpeft.errors import DataError
+from posthoc_bhpeft.rebuild import save_model
+from posthoc_bhpeft.training.building import Scored, build, form_for
 from posthoc_bhpeft.training.loop import Task, check_device, first, run_trainer, seeded
 from posthoc_bhpeft.training.record import TrainingRecord
 from posthoc_bhpeft.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
     from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A trained model in eval mode, its tokenizer, and the record of the run."""
+    """A trained model in eval mode, its tokenizer, and the record of the run.
 
-    model: PeftModel
+    Attributes:
+        model: the tuned model; for rows with choices a `TaskModel` around it.
+        tokenizer: of the model.
+        record: what was trained on, how, and what came out.
+    """
+
+    model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     record: TrainingRecord
 
@@ -39,7 +48,7 @@ class TrainingResult:
             ConfigError: the folder holds something and may not be replaced.
         """
         with whole_folder(folder, overwrite=overwrite) as fresh:
-            self.model.save_pretrained(str(fresh))
+            save_model(self.model, fresh)
             self.tokenizer.save_pretrained(str(fresh))
             self.record.write(fresh)
         return Path(folder)
@@ -58,6 +67,10 @@ def train(
 ) -> TrainingResult:
     """Tune a base model on labelled rows: adapter, LoRA and prefix together, or one of them.
 
+    Rows with choices (`load_rows(..., choices=True)`) are prompts for a causal language model,
+    which learns to answer with the letter of the right choice; another base learns a head that
+    scores one text a choice. Other rows are for a head on the text.
+
     With validation rows, training stops when their negative log-likelihood (NLL) no longer falls,
     and the weights of the best epoch are kept. The random state of the process is left as it was.
 
@@ -74,23 +87,27 @@ def train(
     Raises:
         DataError: rows without labels, or with several.
         CheckpointError: the base model is not found.
-        ConfigError: another device than these is asked for.
+        ConfigError: another device than these is asked for; or rows have choices, and the base
+            cannot answer them.
         NonFiniteError: the training broke down (NaN or infinite weights).
     """
     settings = settings or TrainingSettings()
     if data.labels is None or (validation is not None and validation.labels is None):
         raise DataError("Training needs rows with labels.")
-    if data.multi_label or data.choices is not None:
+    if data.multi_label:
         raise DataError(
-            "`train` does one class or one number a row. Train for several labels a row, or for "
-            "questions with choices, with Trainer or a bare loop (docs/tasks.md), then bayesianize."
+            "`train` does one class, one choice or one number a row. Train for several labels a "
+            "row with Trainer or a bare loop (docs/tasks.md), then bayesianize."
         )
     check_device(device, settings)
     started = time.perf_counter()
+    form = form_for(model, data)
     with seeded(settings.seed):
-        tuned, tokenizer = build(model, data.label_names, settings, peft_config)
-        task = _task(data, validation, tokenizer, settings)
-        best = run_trainer(tuned, task, settings, progress=progress, device=device)
+        tuned, tokenizer = build(model, data.label_names, settings, peft_config, form)
+        asked = form.wrap(tuned, data, tokenizer)
+        task = _task(form, data, validation, tokenizer, settings)
+        scored = asked if form is Form.TEXT else Scored(asked)
+        best = run_trainer(scored, task, settings, progress=progress, device=device)
     record = TrainingRecord(
         model=model,
         settings=settings,
@@ -103,37 +120,24 @@ def train(
         history=tuple(best.history),
         seconds=round(time.perf_counter() - started, 1),
     )
-    return TrainingResult(tuned, tokenizer, record)
-
-
-def build(
-    model: str,
-    label_names: Sequence[str] | None,
-    settings: TrainingSettings,
-    peft_config: PeftConfig | None,
-) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """A base model with fresh head and fresh adapters, and its tokenizer."""
-    from peft import get_peft_model
-
-    base = resolve_model(model)
-    tokenizer = load_tokenizer(base)
-    plain = load_base(base, label_names=label_names, tokenizer=tokenizer, dtype=settings.dtype)
-    return get_peft_model(plain, peft_config or settings.peft_config()), tokenizer
+    return TrainingResult(asked, tokenizer, record)
 
 
 def _task(
+    form: Form,
     data: TextData,
     validation: TextData | None,
     tokenizer: PreTrainedTokenizerBase,
     settings: TrainingSettings,
 ) -> Task:
-    from transformers import DataCollatorWithPadding
-
-    encoded = partial(encode, tokenizer=tokenizer, max_length=settings.max_length)
+    train = form.encode(data, tokenizer, settings.max_length)
+    held_out = (
+        None if validation is None else form.encode(validation, tokenizer, settings.max_length)
+    )
     return Task(
-        train=encoded(data),
-        validation=None if validation is None else encoded(validation),
-        collate=DataCollatorWithPadding(tokenizer),
+        train=train,
+        validation=held_out,
+        collate=collator(tokenizer, train, *([held_out] if held_out else [])),
         metrics=_regression_metrics if data.regression else _class_metrics,
     )
 

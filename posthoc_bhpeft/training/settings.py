@@ -35,7 +35,8 @@ class TrainingSettings:
         warmup: share of the steps in which the learning rate rises; then it falls to 0 linearly.
         patience: stop after so many epochs without a better validation NLL. The weights of the
             best epoch are kept. 0 goes through all epochs, still keeping the best.
-        max_length: tokens a text is cut at.
+        max_length: tokens a text is cut at, at its end. Prompts with choices lose their beginning
+            instead and need more room: `bhpeft train` gives them 512.
         seed: of weights, order of the rows and dropout.
         rank: of LoRA.
         bottleneck_size: of the adapters.
@@ -85,12 +86,20 @@ class TrainingSettings:
         """The learning rate given, or the default of the parts trained."""
         return self.learning_rate or _LEARNING_RATES[self.peft]
 
-    def peft_config(self) -> PeftConfig:
-        """The `HybridConfig` of these settings; parts not asked for have size 0."""
+    def peft_config(
+        self, task_type: str | None = "SEQ_CLS", *, modules_to_save: list[str] | None = None
+    ) -> PeftConfig:
+        """The `HybridConfig` of these settings; parts not asked for have size 0.
+
+        Args:
+            task_type: peft's; None for a model that none of them fits.
+            modules_to_save: what is trained whole, where the task type does not tell.
+        """
         from posthoc_bhpeft.hybrid import HybridConfig
 
         return HybridConfig(
-            task_type="SEQ_CLS",
+            task_type=task_type,
+            modules_to_save=modules_to_save,
             r=self.rank if self.peft in ("hybrid", "lora") else 0,
             bottleneck_size=self.bottleneck_size if self.peft in ("hybrid", "adapter") else 0,
             num_virtual_tokens=self.num_virtual_tokens if self.peft in ("hybrid", "prefix") else 0,

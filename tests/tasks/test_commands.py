@@ -84,7 +84,7 @@ def test_letters_are_those_of_all_rows_though_few_are_fitted(tmp_path: Path) -> 
     less = write_rows(tmp_path / "few.jsonl", few)
     ok("fit", adapter, "--data", less, "--output", tmp_path / "less", *quick)
     message = refused("predict", tmp_path / "less", "--data", data, "--output", tmp_path / "no")
-    assert "A row has 5 choices" in message
+    assert "row 11 has 5 choices, and the model was fitted to answer with 4 letters" in message
 
 
 def test_multiple_choice(questions: Path, tmp_path: Path) -> None:

@@ -42,8 +42,11 @@ def test_the_page(here: Path) -> None:
     prompts = {name: batch[name] for name in ("input_ids", "attention_mask")}
     assert scope["own"](**prompts).shape == (16, 1)
     commands = [shlex.split(said)[1:] for said in COMMAND.findall(PAGE.read_text("utf-8"))]
-    assert [words[0] for words in commands] == ["fit", "predict"]
+    told = ["train", "fit", "predict", "audit", "fit", "predict"]
+    assert [words[0] for words in commands] == told
     (here / "answers").rename(here / "my-lora")
     for words in commands:
         ok(*words)
-    assert (here / "predictions" / "predictions.jsonl").is_file()
+    for folder in ("answers", "predictions"):
+        assert (here / folder / "predictions.jsonl").is_file()
+    assert (here / "report" / "report.html").is_file()

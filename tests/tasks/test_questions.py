@@ -54,6 +54,14 @@ def test_without_a_column_the_classes_are_the_choices(tmp_path: Path) -> None:
     assert data.label_names == ("no", "yes")
 
 
+def test_a_column_of_choices_is_found_where_nobody_says(tmp_path: Path) -> None:
+    assert read(tmp_path / "a", make_questions(4), choices=None).choices is not None
+    plain = read(tmp_path / "b", [{"text": "ice", "label": n % 2} for n in range(4)], choices=None)
+    assert plain.choices is None
+    with pytest.raises(DataError, match="one of the choices of a row is right"):
+        read(tmp_path / "c", make_questions(4), choices=None, regression=True)
+
+
 def test_choices_are_not_read_unasked(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="load_rows with choices=True"):
         read(tmp_path, make_questions(4))
@@ -190,6 +198,12 @@ def test_batches_of_choices(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [encode_prompts, encode_choices])
+def test_so_few_tokens_hold_no_choices(tmp_path: Path, make: Any) -> None:
+    with pytest.raises(DataError, match="at least 4 tokens"):
+        make(read(tmp_path, make_questions(3), choices=True), tokenizer(), max_length=3)
+
+
+@pytest.mark.parametrize("make", [encode_prompts, encode_choices])
 def test_rows_without_choices_are_refused(tmp_path: Path, make: Any) -> None:
     rows = read(tmp_path, [{"text": "ice", "label": n % 2} for n in range(2)])
     with pytest.raises(DataError, match="choices=True"):
@@ -198,10 +212,8 @@ def test_rows_without_choices_are_refused(tmp_path: Path, make: Any) -> None:
 
 def test_train_refuses_what_it_does_not_do(tmp_path: Path) -> None:
     lists = [{"text": "ice", "label": one} for one in SEVERAL]
-    several = read(tmp_path / "a", lists, multi_label=True)
-    for data in (several, read(tmp_path / "b", make_questions(3), choices=True)):
-        with pytest.raises(DataError, match="one class or one number a row"):
-            train("minilm", data)
+    with pytest.raises(DataError, match="one class, one choice or one number a row"):
+        train("minilm", read(tmp_path, lists, multi_label=True))
 
 
 def test_there_are_letters_for_so_many() -> None:

@@ -50,15 +50,22 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
-def foreign_checkpoint(folder: Path, auto: str, family: str, config: Any, **settings: Any) -> Path:
-    """An adapter as its own `save_pretrained` writes it, on a base with a tokenizer beside it."""
+def make_base(folder: Path, auto: str, family: str, **settings: Any) -> Path:
+    """A tiny random base with a tokenizer beside it."""
     sizes = {"vocab_size": len(SPECIAL) + len(WORDS) + len(SIGNS), **settings}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         base = getattr(transformers, auto).from_config(tiny_config(family, **sizes))
-        base.save_pretrained(folder / "base")
-        tokenizer().save_pretrained(folder / "base")
-        loaded = getattr(transformers, auto).from_pretrained(folder / "base")
-        tuned = get_peft_model(loaded, config)
+    base.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def foreign_checkpoint(folder: Path, auto: str, family: str, config: Any, **settings: Any) -> Path:
+    """An adapter as its own `save_pretrained` writes it, on a base with a tokenizer beside it."""
+    base = make_base(folder / "base", auto, family, **settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tuned = get_peft_model(getattr(transformers, auto).from_pretrained(base), config)
     randomize(tuned).save_pretrained(folder / "adapter")
     return folder / "adapter"

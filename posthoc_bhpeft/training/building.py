@@ -1,0 +1,137 @@
+"""What is trained: a base with fresh adapters and a fresh head, put to the task of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from posthoc_bhpeft.architectures import LANGUAGE_MODELS
+from posthoc_bhpeft.checkpoints import load_base, load_tokenizer, resolve_model
+from posthoc_bhpeft.data.forms import Form
+from posthoc_bhpeft.data.rows import TextData
+from posthoc_bhpeft.errors import CheckpointError, ConfigError
+from posthoc_bhpeft.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+_CLASSES = {
+    Form.TEXT: None,
+    Form.PROMPT: "AutoModelForCausalLM",
+    Form.CHOICES: "AutoModelForMultipleChoice",
+}
+
+
+def form_for(base: str, rows: TextData) -> Form:
+    """How rows are put to a base model: those with choices as its architecture answers them.
+
+    A language model answers with the letter of a choice; others score one text a choice, if
+    transformers has a multiple-choice class for them.
+
+    Args:
+        base: "minilm", a folder, or a hub name.
+        rows: with choices or without.
+
+    Raises:
+        ConfigError: the rows have choices, and the base answers neither way.
+        CheckpointError: the base has no config that can be read.
+    """
+    if rows.choices is None:
+        return Form.TEXT
+    from transformers import MODEL_FOR_MULTIPLE_CHOICE_MAPPING
+
+    config = _config_of(base)
+    named = tuple(config.architectures or ())
+    if any(name.endswith(LANGUAGE_MODELS) for name in named):
+        return Form.PROMPT
+    if type(config) in MODEL_FOR_MULTIPLE_CHOICE_MAPPING:
+        return Form.CHOICES
+    raise ConfigError(
+        f"{rows.source or 'These rows'} have choices, and {base!r} ({config.model_type}, "
+        f"{', '.join(named) or 'no architecture'} in its config.json) can neither answer with a "
+        "letter nor score choices. Give a causal language model (...ForCausalLM) or an encoder "
+        "such as BERT or RoBERTa; or one text a row and --task text (choices=False)."
+    )
+
+
+def build(
+    model: str,
+    label_names: Sequence[str] | None,
+    settings: TrainingSettings,
+    peft_config: PeftConfig | None,
+    form: Form = Form.TEXT,
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """A base model with fresh head and fresh adapters, and its tokenizer.
+
+    Args:
+        model: "minilm", a folder, or a hub name.
+        label_names: of the outputs of a classifier; None for regression.
+        settings: what the adapters are.
+        peft_config: in place of what `settings` describe.
+        form: of the rows, which decides the class of the model.
+    """
+    from peft import get_peft_model
+
+    base = resolve_model(model)
+    tokenizer = load_tokenizer(base)
+    plain = load_base(
+        base,
+        label_names=label_names,
+        tokenizer=tokenizer,
+        dtype=settings.dtype,
+        architecture=_CLASSES[form],
+    )
+    return get_peft_model(plain, peft_config or _hybrid(settings, form, plain)), tokenizer
+
+
+class Scored(nn.Module):
+    """A model that returns logits, as `Trainer` wants it: with its loss.
+
+        loss = -mean_n log softmax(f_n)_{y_n}
+
+    Args:
+        model: returns logits `(N, C)`, see `TaskModel`. It is not copied.
+    """
+
+    accepts_loss_kwargs = False
+    """For `Trainer`: the loss is a mean over the batch, whatever else there is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, labels: Tensor, **inputs: Any) -> dict[str, Tensor]:
+        """Loss and logits of a batch with labels `(N,)`."""
+        logits = self.model(**inputs)
+        return {"loss": functional.cross_entropy(logits.float(), labels), "logits": logits}
+
+
+def _hybrid(settings: TrainingSettings, form: Form, model: nn.Module) -> PeftConfig:
+    """The hybrid of the settings, with the head trained whole where it is fresh."""
+    if form is Form.PROMPT:
+        return settings.peft_config("CAUSAL_LM")
+    if form is Form.TEXT:
+        return settings.peft_config("SEQ_CLS")
+    # peft knows no such task, so it has to be told what the head is.
+    inner = getattr(model, "base_model_prefix", "")
+    head = [
+        name
+        for name, child in model.named_children()
+        if name != inner and any(True for _ in child.parameters())
+    ]
+    return settings.peft_config(None, modules_to_save=head)
+
+
+def _config_of(base: str) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    place = resolve_model(base)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"Could not read the config of {base!r}: {error}") from error
+    return config
