@@ -28,6 +28,7 @@ import psutil
 import torch
 from logits import Batch, Logits
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
 
 from posthoc_bhpeft import (
     BayesianPeft,
@@ -48,17 +49,22 @@ TOKENS, ROWS, FIT_BATCHES = 64, 16, 16
 Case = Callable[[], object]
 
 
-def minilm(n_classes: int, *, hybrid: bool = True) -> PeftModel:
+def minilm(n_classes: int, *, hybrid: bool = True, rank: int = 8) -> PeftModel:
     """MiniLM with the default hybrid, or with plain LoRA of the same rank; nothing starts at 0."""
     from transformers import AutoModelForSequenceClassification
 
     base = AutoModelForSequenceClassification.from_pretrained(
         resolve_model("minilm"), num_labels=n_classes
     )
+    return tuned(base, hybrid=hybrid, rank=rank)
+
+
+def tuned(base: PreTrainedModel, *, hybrid: bool, rank: int = 8) -> PeftModel:
+    """A base with the default hybrid or plain LoRA; nothing starts at 0."""
     config = (
-        HybridConfig(task_type="SEQ_CLS")
+        HybridConfig(task_type="SEQ_CLS", r=rank)
         if hybrid
-        else LoraConfig(task_type="SEQ_CLS", r=8, target_modules=["query", "value"])
+        else LoraConfig(task_type="SEQ_CLS", r=rank, target_modules=["query", "value"])
     )
     model = get_peft_model(base, config).eval()
     generator = torch.Generator().manual_seed(0)
@@ -69,11 +75,11 @@ def minilm(n_classes: int, *, hybrid: bool = True) -> PeftModel:
     return model
 
 
-def batch_of(model: PeftModel, seed: int = 0) -> Batch:
+def batch_of(model: PeftModel, *, rows: int = ROWS, tokens: int = TOKENS) -> Batch:
     """Random tokens, no padding."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(1000, 20000, (ROWS, TOKENS), generator=generator)
-    labels = torch.randint(0, model.config.num_labels, (ROWS,), generator=generator)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, model.config.vocab_size, (rows, tokens), generator=generator)
+    labels = torch.randint(0, model.config.num_labels, (rows,), generator=generator)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
@@ -107,19 +113,23 @@ def laplace_fit(model: PeftModel, batch: Batch) -> None:
     CurvlinopsGGN(Logits(model), "classification").kron(batch, batch["labels"], N=ROWS)
 
 
-def timed(cases: Mapping[str, tuple[Case, int]], rounds: int) -> dict[str, list[float]]:
+def timed(
+    cases: Mapping[str, tuple[Case, int]],
+    rounds: int,
+    clock: Callable[[], float] = time.process_time,
+) -> dict[str, list[float]]:
     """Seconds a batch of every case in every round, after one round to warm up.
 
-    Processor time of this process: on one thread it is what the clock shows on an idle machine, and
-    it does not count the time that others hold the processor.
+    By default processor time of this process: on one thread it is what the clock shows on an idle
+    machine, and it does not count the time that others hold the processor.
     """
     found: dict[str, list[float]] = {name: [] for name in cases}
     for index in range(rounds + 1):
         for name, (case, n_batches) in cases.items():
-            start = time.process_time()
+            start = clock()
             case()
             if index:
-                found[name].append((time.process_time() - start) / n_batches)
+                found[name].append((clock() - start) / n_batches)
     return found
 
 
