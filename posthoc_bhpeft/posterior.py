@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from posthoc_bhpeft.blocks import Block, Observed, Product
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.evidence import BlockSpectrum, LaplaceEvidence
-from posthoc_bhpeft.linalg import HIGH_FLOOR, BlockOperator, Eigenbasis, OperatorSum, merge_terms
+from posthoc_bhpeft.linalg import (
+    HIGH_FLOOR,
+    BlockOperator,
+    Eigenbasis,
+    Metric,
+    OperatorSum,
+    merge_terms,
+    metric_of,
+)
 from posthoc_bhpeft.prior import GaussianPrior
 
 
@@ -47,6 +55,9 @@ class Posterior:
     n_rows: int
     n_outputs: int
     products: tuple[Product, ...] = field(default=(), repr=False)
+    _metrics: dict[float, dict[str, Metric]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def with_prior(self, prior: GaussianPrior) -> Posterior:
         """The posterior for another prior; nothing is fitted again.
@@ -150,6 +161,15 @@ class Posterior:
     def variances(self, block: Block) -> Tensor:
         """Variances `1 / (l + d)` along the eigenvectors of a block, `(p, q)`, float64."""
         return 1 / (self.bases[block.name].eigenvalues + self.prior.precision[block.name])
+
+    def metrics(self, tolerance: float) -> Mapping[str, Metric]:
+        """`vec(G)^T Sigma vec(H)` of each block, within `tolerance / 2` relative; made once."""
+        if tolerance not in self._metrics:
+            self._metrics[tolerance] = {
+                block.name: metric_of(self.bases[block.name], self.variances(block), tolerance)
+                for block in self.blocks
+            }
+        return self._metrics[tolerance]
 
     def precision_matvec(self, block: Block, matrix: Tensor) -> Tensor:
         """`(d I + K + H) vec(X)` for a matrix `(..., p, q)`; exact."""

@@ -24,6 +24,7 @@ from posthoc_bhpeft.linalg.joint import (
 )
 from posthoc_bhpeft.linalg.lowrank import Factor, LowRankFactor, from_sketch, full
 from posthoc_bhpeft.linalg.merge import MergedTerms, merge_terms
+from posthoc_bhpeft.linalg.metric import Metric, inner, metric_of
 from posthoc_bhpeft.linalg.nearest import nearest_kronecker
 from posthoc_bhpeft.linalg.operators import (
     BlockOperator,
@@ -52,6 +53,7 @@ __all__ = [
     "KroneckerOperator",
     "LowRankFactor",
     "MergedTerms",
+    "Metric",
     "OperatorSum",
     "Solution",
     "check_structure",
@@ -60,8 +62,10 @@ __all__ = [
     "from_sketch",
     "full",
     "grow_rows",
+    "inner",
     "joint_eigenbasis",
     "merge_terms",
+    "metric_of",
     "nearest_kronecker",
     "pair_eigenbasis",
     "pulled_to_left",

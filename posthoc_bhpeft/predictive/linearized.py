@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from posthoc_bhpeft.batches import Inputs, device_of, evaluating, forward, move
 from posthoc_bhpeft.blocks import Block, Engine, Observation, Tape, observing
 from posthoc_bhpeft.likelihood import Categorical, Likelihood
-from posthoc_bhpeft.linalg import Eigenbasis
+from posthoc_bhpeft.linalg import Eigenbasis, Metric, inner
+from posthoc_bhpeft.linalg.metric import Part
 from posthoc_bhpeft.posterior import Posterior
 from posthoc_bhpeft.predictive.links import Link, LogOdds
 from posthoc_bhpeft.predictive.prediction import Prediction
@@ -39,11 +40,15 @@ class Linearized:
         max_passes: Where the covariance would need more backward passes than this and the link
             needs the variance in one direction only, take just that: the same probabilities by
             one pass, and no `covariance` in the prediction.
+        tolerance: Variances may be wrong by half of it, relative, so that gradients of wide layers
+            are projected on few eigenvectors only (see `linalg.metric`); 0 projects on all.
     """
 
     link: Link = field(default_factory=LogOdds)
     centred: bool = True
     max_passes: int = 3
+    # Out of the text by which a threshold knows its predictions: none moves by so little.
+    tolerance: float = field(default=0.01, repr=False)
 
     def predict(
         self,
@@ -70,11 +75,8 @@ class Linearized:
         with evaluating(model), engine(model, posterior.blocks) as tape:
             outputs = forward(model, move(inputs, device), positions=likelihood.positions)
             directions, complete = self.output_directions(likelihood, outputs.detach())
-            deviations = {
-                block.name: posterior.variances(block).sqrt().to(outputs.dtype)
-                for block in posterior.blocks
-            }
-            small = projected_covariance(tape, posterior.bases, outputs, directions, deviations)
+            metrics = posterior.metrics(self.tolerance)
+            small = projected_covariance(tape, metrics, outputs, directions)
         covariance = directions @ small.to(directions) @ directions.transpose(1, 2)
         prediction = predict_gaussian_outputs(likelihood, outputs.detach(), covariance, self.link)
         return prediction if complete else replace(prediction, covariance=None)
@@ -104,35 +106,29 @@ def fewest_directions(likelihood: Likelihood, outputs: Tensor, link: Link) -> Te
 
 
 def projected_covariance(
-    tape: Tape,
-    bases: Mapping[str, Eigenbasis],
-    outputs: Tensor,
-    directions: Tensor,
-    deviations: Mapping[str, Tensor],
+    tape: Tape, metrics: Mapping[str, Metric], outputs: Tensor, directions: Tensor
 ) -> Tensor:
     """Covariance of the outputs along `K` directions, block by block.
 
     Args:
         tape: Of the forward pass that made `outputs`.
-        bases: Eigenbasis of each block.
+        metrics: Of each block.
         outputs: `(N, C)`.
         directions: `(N, C, K)`; one backward pass for each `k`.
-        deviations: Standard deviations `(p, q)` along the eigenvectors of each block.
 
     Returns:
         `(N, K, K)`.
     """
     n_rows, _, n_directions = directions.shape
     covariance = outputs.new_zeros(n_rows, n_directions, n_directions)
-    earlier: dict[str, list[Tensor]] = {}
+    earlier: dict[str, list[tuple[Part, ...]]] = {}
 
     def add(k: int, block: Block, seen: Observation) -> None:
-        coordinates = bases[block.name].project(seen.gradient())
-        # With a device_map each block has its own device; what leaves it is small.
-        mine = (coordinates * deviations[block.name].to(coordinates)).flatten(1)
+        mine = metrics[block.name].parts(seen.gradient())
         others = earlier.setdefault(block.name, [])
         for other, theirs in enumerate([*others, mine]):
-            product = torch.linalg.vecdot(mine, theirs).to(covariance)
+            # With a device_map each block has its own device; what leaves it is small.
+            product = inner(mine, theirs).to(covariance)
             covariance[:, k, other] += product
             if other < k:
                 covariance[:, other, k] += product
