@@ -75,9 +75,9 @@ def tuned(base: PreTrainedModel, *, hybrid: bool, rank: int = 8) -> PeftModel:
     return model
 
 
-def batch_of(model: PeftModel, *, rows: int = ROWS, tokens: int = TOKENS) -> Batch:
+def batch_of(model: PeftModel, *, rows: int = ROWS, tokens: int = TOKENS, seed: int = 0) -> Batch:
     """Random tokens, no padding."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(1, model.config.vocab_size, (rows, tokens), generator=generator)
     labels = torch.randint(0, model.config.num_labels, (rows,), generator=generator)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}

@@ -346,8 +346,8 @@ def report(arguments: argparse.Namespace) -> str:
         f"{arguments.rounds} rounds of the ratio within a round. *Fit* and *predict* are the "
         "defaults: up to 4 classes the fit takes every contrast and is exact, above it two random "
         "signs; *one sign* is `RandomSigns()`, *ten samples* are ten forward passes at drawn "
-        "weights. A fit looks once, on its first batch, whether rows are apart: the last table says "
-        "how little is left of that.",
+        "weights. A fit looks once, on its first batch, whether rows are apart: the last axis "
+        "says how little is left of that.",
         "",
     ]
     axes = dict(AXES) if arguments.axes is None else {a: AXES[a] for a in arguments.axes}

@@ -1,0 +1,119 @@
+"""How much faster is a fit by two processes? Each takes half of the batches, over gloo.
+
+    python benchmarks/processes.py --output benchmarks/results/processes.md
+
+Wall-clock time between two barriers, one thread a process, on a machine with as many idle cores as
+processes; one and two processes take turns. Their factors are compared with those of one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+from cost import batch_of, minilm
+from torch import distributed
+
+from posthoc_bhpeft import Categorical, KroneckerGGN, Shard, discover
+from posthoc_bhpeft.curvature import Contrasts, fit_curvature
+
+
+def work(rank: int, world: int, port: int, n_batches: int, rounds: int, folder: str) -> None:
+    """One process: its seconds a round, and its factors, into files."""
+    torch.set_num_threads(1)
+    # A head is made anew: the same in every process.
+    torch.manual_seed(0)
+    distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
+    )
+    model = minilm(3)
+    blocks = discover(model)
+    batches = [batch_of(model, seed=index) for index in range(rank, n_batches, world)]
+    estimator, seconds = KroneckerGGN(Contrasts()), []
+    for _ in range(rounds + 1):
+        distributed.barrier()
+        start = time.perf_counter()
+        fitted = fit_curvature(model, blocks, Shard(batches), Categorical(), estimator)
+        distributed.barrier()
+        seconds.append(time.perf_counter() - start)
+    factors = {name: one.tensors() for name, one in fitted.operators.items()}
+    torch.save({"seconds": seconds[1:], "factors": factors}, f"{folder}/{world}-{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def run(world: int, n_batches: int, folder: Path) -> dict[str, Any]:
+    """What the first of `world` processes found in one round."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(work, (world, port, n_batches, 1, str(folder)), nprocs=world)
+    found: dict[str, Any] = torch.load(folder / f"{world}-0.pt", weights_only=True)
+    return found
+
+
+Factors = dict[str, dict[str, torch.Tensor]]
+
+
+def difference(one: Factors, other: Factors) -> float:
+    """Largest difference of two sets of factors, relative to the largest number of a factor."""
+    return max(
+        float((tensor - other[name][key]).abs().max() / tensor.abs().max())
+        for name, factors in one.items()
+        for key, tensor in factors.items()
+    )
+
+
+def report(ratios: Sequence[float], alone: Sequence[float], error: float, n_batches: int) -> str:
+    """What was found, in words."""
+    return "\n".join(
+        [
+            "# Two processes",
+            "",
+            f"Command: `python benchmarks/processes.py {' '.join(sys.argv[1:])}`  ",
+            f"Date: {datetime.date.today().isoformat()}; torch {version('torch')}; CPU, "
+            f"{os.cpu_count()} cores, one thread a process, gloo",
+            "",
+            f"The exact fit of a hybrid MiniLM, 3 classes, {n_batches} batches of 16 rows of 64 "
+            f"tokens. Two processes are {statistics.median(ratios):.2f} times as fast as one "
+            f"({min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} pairs; one takes "
+            f"{statistics.median(alone):.1f} s). Their factors differ from those of one process by "
+            f"at most {error:.1e} of a factor's largest number.",
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Parse the command line, run and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", type=int, default=24)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path("outputs/processes"))
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    ratios, alone, error = [], [], 0.0
+    for _ in range(options.pairs):
+        one, two = (run(world, options.batches, options.folder) for world in (1, 2))
+        alone.append(one["seconds"][0])
+        ratios.append(one["seconds"][0] / two["seconds"][0])
+        error = max(error, difference(one["factors"], two["factors"]))
+    text = report(ratios, alone, error, options.batches)
+    sys.stdout.write(text)
+    if options.output is not None:
+        options.output.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
