@@ -74,6 +74,12 @@ class BayesianPeft:
     review_rule: ReviewRule | None = None
     processes: Processes = field(default_factory=Processes)
 
+    def __repr__(self) -> str:
+        # What a notebook shows at the end of a cell; the whole model would be pages.
+        parts = (self.posterior, self.likelihood, self.predictive, self.curvature)
+        inside = ", ".join([type(self.model).__name__, *map(repr, parts)])
+        return f"{type(self).__name__}({inside})"
+
     @property
     def blocks(self) -> tuple[Block, ...]:
         """The blocks the posterior is over."""

@@ -59,6 +59,13 @@ class Posterior:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
+    def __repr__(self) -> str:
+        n_weights = sum(block.size for block in self.blocks)
+        return (
+            f"{type(self).__name__}({len(self.blocks)} blocks, {n_weights:,} weights, "
+            f"{self.n_rows:,} rows, {self.n_outputs} outputs, {self.prior!r})"
+        )
+
     def with_prior(self, prior: GaussianPrior) -> Posterior:
         """The posterior for another prior; nothing is fitted again.
 

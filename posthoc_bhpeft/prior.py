@@ -68,6 +68,13 @@ class GaussianPrior:
                     "carried=. Take it from bayes.as_prior(products=True)."
                 )
 
+    def __repr__(self) -> str:
+        # By name it would be a page.
+        ordered = sorted(set(self.precision.values()))
+        floor = " to ".join(f"{one:.3g}" for one in dict.fromkeys(ordered[:1] + ordered[-1:]))
+        carried = f", carried curvature of {len(self.carried)}" if self.carried else ""
+        return f"{type(self).__name__}({len(self.precision)} blocks, precision {floor}{carried})"
+
     @classmethod
     def isotropic(
         cls,

@@ -119,6 +119,15 @@ def test_dropout_and_training_mode_do_not_matter(reference: BayesianPeft) -> Non
     assert model.training
 
 
+def test_a_notebook_shows_it_in_a_few_lines(reference: BayesianPeft) -> None:
+    shown = repr(reference)
+    assert shown.startswith(f"BayesianPeft({type(reference.model).__name__}, Posterior(")
+    assert f"{len(reference.blocks)} blocks" in shown
+    assert "8 rows" in shown
+    assert repr(reference.predictive) in shown
+    assert len(shown) < 400
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("predictive", [Linearized(), Sampled(2), MAP()], ids=repr)
 def test_the_model_is_left_as_it_was(training: bool, predictive: Any) -> None:

@@ -298,3 +298,12 @@ def test_missing_and_surplus_blocks_are_named():
         prior.check_blocks(discover(mlp(3, 4)))
     with pytest.raises(ConfigError, match=r"'4.weight' has shape \(2, 2\) in the model, none"):
         prior.check_blocks(discover(mlp(3, 4, 2, 2)))
+
+
+def test_it_says_what_it_is_in_one_line():
+    prior = GaussianPrior({"a": 2.0, "b": 2.0})
+    assert repr(prior) == "GaussianPrior(2 blocks, precision 2)"
+    carrying = GaussianPrior({"a": 0.5, "b": 12.25}, carried={"a": object()})
+    assert (
+        repr(carrying) == "GaussianPrior(2 blocks, precision 0.5 to 12.2, carried curvature of 1)"
+    )
