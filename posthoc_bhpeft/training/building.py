@@ -24,6 +24,8 @@ _CLASSES = {
     Form.PROMPT: "AutoModelForCausalLM",
     Form.CHOICES: "AutoModelForMultipleChoice",
 }
+# peft has no name for multiple choice; a hybrid then finds the head itself.
+_TASK_TYPES = {Form.TEXT: "SEQ_CLS", Form.PROMPT: "CAUSAL_LM", Form.CHOICES: None}
 
 
 def form_for(base: str, rows: TextData) -> Form:
@@ -85,7 +87,7 @@ def build(
         dtype=settings.dtype,
         architecture=_CLASSES[form],
     )
-    return get_peft_model(plain, peft_config or _hybrid(settings, form, plain)), tokenizer
+    return get_peft_model(plain, peft_config or settings.peft_config(_TASK_TYPES[form])), tokenizer
 
 
 class Scored(nn.Module):
@@ -108,22 +110,6 @@ class Scored(nn.Module):
         """Loss and logits of a batch with labels `(N,)`."""
         logits = self.model(**inputs)
         return {"loss": functional.cross_entropy(logits.float(), labels), "logits": logits}
-
-
-def _hybrid(settings: TrainingSettings, form: Form, model: nn.Module) -> PeftConfig:
-    """The hybrid of the settings, with the head trained whole where it is fresh."""
-    if form is Form.PROMPT:
-        return settings.peft_config("CAUSAL_LM")
-    if form is Form.TEXT:
-        return settings.peft_config("SEQ_CLS")
-    # peft knows no such task, so it has to be told what the head is.
-    inner = getattr(model, "base_model_prefix", "")
-    head = [
-        name
-        for name, child in model.named_children()
-        if name != inner and any(True for _ in child.parameters())
-    ]
-    return settings.peft_config(None, modules_to_save=head)
 
 
 def _config_of(base: str) -> PretrainedConfig:

@@ -86,20 +86,16 @@ class TrainingSettings:
         """The learning rate given, or the default of the parts trained."""
         return self.learning_rate or _LEARNING_RATES[self.peft]
 
-    def peft_config(
-        self, task_type: str | None = "SEQ_CLS", *, modules_to_save: list[str] | None = None
-    ) -> PeftConfig:
+    def peft_config(self, task_type: str | None = "SEQ_CLS") -> PeftConfig:
         """The `HybridConfig` of these settings; parts not asked for have size 0.
 
         Args:
-            task_type: peft's; None for a model that none of them fits.
-            modules_to_save: what is trained whole, where the task type does not tell.
+            task_type: peft's, which tells what the head is; None lets the hybrid find it.
         """
         from posthoc_bhpeft.hybrid import HybridConfig
 
         return HybridConfig(
             task_type=task_type,
-            modules_to_save=modules_to_save,
             r=self.rank if self.peft in ("hybrid", "lora") else 0,
             bottleneck_size=self.bottleneck_size if self.peft in ("hybrid", "adapter") else 0,
             num_virtual_tokens=self.num_virtual_tokens if self.peft in ("hybrid", "prefix") else 0,
