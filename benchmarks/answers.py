@@ -352,7 +352,8 @@ def main() -> None:
             continue
         start = time.perf_counter()
         found = run(cell, options)
-        known.update({(cell.key, method): one for method, one in found.items()})
+        # Another process may have added cells meanwhile.
+        known = {**load(store), **{(cell.key, method): one for method, one in found.items()}}
         write_text(store, as_csv(ordered(list(known.values()))))
         told = ", ".join(f"{method} {one.nll:.4f}" for method, one in found.items())
         print(f"{cell.key}: {told} after {time.perf_counter() - start:.0f} s", flush=True)
