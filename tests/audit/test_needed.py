@@ -59,3 +59,12 @@ def test_where_even_the_surest_rows_are_wrong_too_often() -> None:
     assert needed is None
     assert "more rows would not help" in said
     assert "Of the 100 most certain of 100 rows 25 are wrong" in said
+
+
+def test_a_few_lucky_rows_are_no_reason_that_more_would_not_help() -> None:
+    """The first row is right and half of the others wrong: one row says nothing, 59 do."""
+    wrong = np.arange(100) % 2 == 1
+    wrong[-40:] = True
+    needed, said = missing_rows(np.arange(100) / 100, wrong, 0.05, 0.95)
+    assert needed is None
+    assert "Of the 59 most certain of 100 rows 29 are wrong" in said

@@ -51,7 +51,9 @@ def missing_rows(
     errors = np.cumsum(wrong[np.argsort(scores, kind="stable")].astype(np.int64))
     rates = (errors + 0.5) / (np.arange(rows) + 2.0)
     tried = ((n, _looked_at(rates, n, rate, confidence)) for n in _more(rows))
-    needed, size = next(((n, m) for n, m in tried if m), (None, int(rates.argmin()) + 1))
+    # The best part of them, of those large enough to promise anything.
+    best = int(rates[fewest - 1 :].argmin()) + fewest
+    needed, size = next(((n, m) for n, m in tried if m), (None, best))
     if needed is None:
         return None, (
             f"{what[0].upper()}{what[1:]} cannot be promised. {_seen(errors, size)}, so more rows "
