@@ -82,8 +82,8 @@ def last_blocks(model: nn.Module, batch: Any) -> tuple[Block, ...]:
         last = f", the last one is {calls[-1][0]!r}" if calls else ""
         raise ModelError(
             f"Last-layer Laplace needs a model that returns what its last linear layer gives{last}."
-            " Here something comes after it: an adapter on the head, or a task that reads some of its"
-            " outputs, such as the letters of a language model's answers. Use fit_diagonal."
+            " Here something comes after it: an adapter on the head, or a task that reads some of"
+            " its outputs, such as the letters of a language model's answers. Use fit_diagonal."
         )
     path = calls[-1][0]
     layer = model.get_submodule(path)
