@@ -29,6 +29,7 @@ export MPLBACKEND := Agg
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick lint format docs clean distclean
 .PHONY: bench-fidelity bench-cost bench-calibration bench-streams bench-merging
+.PHONY: bench-scaling bench-processes bench-full-size
 .PHONY: bench-answers bench-generation bench-low-rank bench-memory results
 
 help: ## show this list
@@ -73,6 +74,16 @@ bench-fidelity: $(STAMP) ## curvature against the exact one, ours beside others'
 bench-cost: $(STAMP) ## time and memory in units of training and of a plain forward; on a quiet machine
 	$(BIN)/python benchmarks/cost.py --output benchmarks/results/cost.md $(ARGS)
 
+bench-scaling: $(STAMP) ## how cost grows with classes, lengths, ranks, widths and rows, beside laplace-torch (half an hour); on a quiet machine
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py --output benchmarks/results/scaling.md $(ARGS)
+
+bench-processes: $(STAMP) ## a fit by two processes against one; on a machine with two idle cores
+	$(BIN)/python benchmarks/processes.py --folder $(OUTPUT)/processes --output benchmarks/results/processes.md $(ARGS)
+
+bench-full-size: $(STAMP) ## two whole sets through the command line: time and memory of every step, DATA=FOLDER
+	@test -d "$(DATA)" || { echo "error: '$(DATA)' is no folder; say where clinc150/ and ag_news/ are: make $@ DATA=FOLDER"; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/full_size.py --data "$(DATA)" --output $(OUTPUT)/full_size $(ARGS)
+
 bench-calibration: $(STAMP) ## every way of predicting on nine real sets (hours; finished scores are kept), DATA=FOLDER
 	@test -d "$(DATA)" || { echo "error: '$(DATA)' is no folder; say where sst2/, ag_news/ and the other sets are: make $@ DATA=FOLDER"; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/calibration.py --data "$(DATA)" $(ARGS)
@@ -105,7 +116,7 @@ bench-memory: $(STAMP) ## the estimate of memory beside the peaks of the process
 	MALLOC_MMAP_THRESHOLD_=65536 $(BIN)/python benchmarks/memory.py minilm
 	MALLOC_MMAP_THRESHOLD_=65536 $(BIN)/python benchmarks/memory.py wide --rank 64
 
-results: bench-fidelity bench-cost bench-calibration bench-streams bench-merging bench-answers bench-generation bench-low-rank bench-memory ## every figure of the README and the docs, DATA=FOLDER MODEL=FOLDER
+results: bench-fidelity bench-cost bench-scaling bench-processes bench-full-size bench-calibration bench-streams bench-merging bench-answers bench-generation bench-low-rank bench-memory ## every figure of the README and the docs, DATA=FOLDER MODEL=FOLDER
 
 clean: ## remove caches, reports and the built site
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* htmlcov site build dist
