@@ -106,7 +106,14 @@ class SketchedSide:
 def add_products(total: Tensor | None, one: Tensor, other: Tensor) -> Tensor:
     """`total + sum_n u_n v_n^T` for vectors `(..., d)`; a total is added to in place."""
     u, v = one.reshape(-1, one.shape[-1]), other.reshape(-1, other.shape[-1])
-    return u.T @ v if total is None else total.addmm_(u.T, v)
+    if total is None:
+        return u.T @ v
+    if len(u) > len(total):
+        # Apart first. A kernel for a small result adds vector by vector to the sum itself, and what
+        # is small beside it is rounded away: after 400 batches of 6,144 vectors 0.2 % was missing
+        # in single precision, measured.
+        return total.add_(u.T @ v)
+    return total.addmm_(u.T, v)
 
 
 def present(**totals: Tensor | None) -> dict[str, Tensor]:

@@ -344,3 +344,17 @@ def test_empirical_fisher_is_the_sum_of_outer_products_of_loss_gradients():
     for name, operator in fit(model, loader, DenseGGN(directions=EmpiricalFisher())).items():
         flat = torch.cat([batch[name] for batch in rows]).flatten(1)
         assert relative_error(operator.dense(), flat.T @ flat) < 1e-10, name
+
+
+@pytest.mark.parametrize(("p", "q"), [(300, 4), (4, 300), (24, 24)])
+def test_single_precision_loses_nothing_over_many_batches(p, q):
+    block = Block("w", Kind.LORA, "w", "", MatrixView((p, q)), observe_weight)
+    sums = KroneckerGGN().accumulator(block)
+    generator, exact = seeded(0), [torch.zeros(size, size).double() for size in (p, q)]
+    for _ in range(300):
+        gradient = 0.3 + torch.randn(8, p, q, generator=generator).float()
+        sums.add(Observation.of_gradient(gradient))
+        exact[0] += torch.einsum("npq,nrq->pr", gradient.double(), gradient.double())
+        exact[1] += torch.einsum("npq,npr->qr", gradient.double(), gradient.double())
+    for found, wanted in zip(sums.sums().values(), exact, strict=True):
+        assert relative_error(found.double(), wanted) < 2e-5
