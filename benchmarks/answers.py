@@ -150,8 +150,7 @@ class Subject:
         torch.manual_seed(self.cell.seed)
         base = AutoModelForCausalLM.from_pretrained(self.folder)
         config = LoraConfig(task_type="CAUSAL_LM", r=RANK, target_modules=list(TARGETS))
-        most = max(len(own) for own in self.rows.train.choices or ())
-        task = AnswerTokens.of(self.tokenizer, letters(most))
+        task = AnswerTokens.of(self.tokenizer, letters(self.most_choices))
         model = TaskModel(get_peft_model(base, config), task)
         optimizer = torch.optim.AdamW(
             [weight for weight in model.parameters() if weight.requires_grad], lr=LEARNING_RATE
@@ -163,6 +162,12 @@ class Subject:
             optimizer.step()
             optimizer.zero_grad()
         return model.eval()
+
+    @property
+    def most_choices(self) -> int:
+        """Of any row: few have one more than the others, and they may all be test rows."""
+        parts = (self.rows.train, self.rows.extra, self.rows.test)
+        return max(len(own) for rows in parts for own in rows.choices or ())
 
     def training_batches(self) -> Any:
         """As many shuffled batches as there are steps."""
