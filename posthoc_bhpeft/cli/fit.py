@@ -77,6 +77,20 @@ def fit(
         int | None, typer.Option("--seed", help="Of draws and signs. [default: of the training]")
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Rows a batch.")] = 16,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Keep the sums so far in OUTPUT.partial, and go on from those that are there: run "
+            "the same command again after it was killed.",
+        ),
+    ] = False,
+    save_every: Annotated[
+        float | None,
+        typer.Option(
+            "--save-every", help="Seconds between two writings of --resume. [default: 60]"
+        ),
+    ] = None,
     text_column: TextOption = None,
     text_pair_column: PairOption = None,
     label_column: LabelOption = None,
@@ -100,6 +114,7 @@ def fit(
       bhpeft fit out --prior evidence --per kind --output out-evidence
       bhpeft fit lora-from-elsewhere --data reviews.csv --output fitted
       bhpeft fit lora-of-a-language-model --data arc_easy --output fitted
+      bhpeft fit out --data much.jsonl --output fitted --resume
     """  # noqa: D301 - \b is the character that keeps lines apart
     with running(as_json=as_json, quiet=quiet, debug=debug) as out:
         import torch
@@ -113,6 +128,7 @@ def fit(
             write_json,
         )
         from posthoc_bhpeft.cli.device import best_device
+        from posthoc_bhpeft.cli.resuming import describe_start, resume_beside
         from posthoc_bhpeft.cli.rows import (
             absolute,
             batches_of,
@@ -127,6 +143,7 @@ def fit(
         target = folder if output is None else output
         if target.resolve() != folder.resolve():
             check_output(target, overwrite=overwrite)
+        kept = resume_beside(target, wanted=resume, seconds=save_every)
         found = open_checkpoint(folder)
         named = None
         if data is not None:
@@ -153,13 +170,17 @@ def fit(
             return batches_of(found, rows, origin, batch_size)
 
         held_out = None if chosen.validation is None else loader(chosen.validation)
+        batches = loader(chosen.train)
+        if kept is not None:
+            out.say(describe_start(kept, len(batches)))
         bayes = bayesianize(
             found.task.wrap(tuned, chosen.train, tokenizer_of(found, origin)),
-            loader(chosen.train),
+            batches,
             likelihood=likelihood_of(chosen.train),
             curvature=chosen_curvature(curvature, directions, rank),
             prior=_prior(prior, precision, per, held_out),
             generator=torch.Generator().manual_seed(seed or 0),
+            resume=kept,
             progress=out.progress,
         )
         bayes.save_pretrained(target)

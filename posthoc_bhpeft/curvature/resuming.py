@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,19 @@ class Resume:
                     f"{processes.size}. Start as many again, or remove {str(folder)!r} to start "
                     "from the first row."
                 )
-        name = f"partial-{processes.rank}-of-{processes.size}.safetensors"
-        return Keeper(folder / name, fingerprint, self.seconds)
+        return Keeper(folder / file_name(processes), fingerprint, self.seconds)
+
+    def batches_done(self) -> int:
+        """How many batches a fit by one process had summed when it was killed; 0 without any.
+
+        Raises:
+            CheckpointError: If the file is damaged.
+        """
+        path = Path(self.folder) / file_name(Processes())
+        if not path.is_file():
+            return 0
+        with reading(path) as file:
+            return int(json.loads(file.metadata()["fit"])["n_batches"])
 
 
 @dataclass
@@ -120,15 +131,9 @@ class Keeper:
         """Read the file, if there is one: how many batches were done, and their digest."""
         if not self.path.is_file():
             return 0, ""
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                record = json.loads(file.metadata()["fit"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.path} is no partial fit ({type(error).__name__}: {error}). Remove it to "
-                "start from the first row."
-            ) from error
+        with reading(self.path) as file:
+            record = json.loads(file.metadata()["fit"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         self.check_same(record["fingerprint"])
         generator.set_state(tensors.pop(GENERATOR))
         fit.restore({parted(name): tensor for name, tensor in tensors.items()})
@@ -187,6 +192,28 @@ class Keeper:
             "another batch_size, or another order. Use the loader of that fit, with "
             f"shuffle=False; or remove {str(self.path.parent)!r} to start from the first row."
         )
+
+
+def file_name(processes: Processes) -> str:
+    """Of the partial fit of one process."""
+    return f"partial-{processes.rank}-of-{processes.size}.safetensors"
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[Any]:
+    """A partial fit's file, open.
+
+    Raises:
+        CheckpointError: If it is damaged, or something else.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is no partial fit ({type(error).__name__}: {error}). Remove it to start from "
+            "the first row."
+        ) from error
 
 
 def check_repeatable(loader: Any) -> None:
