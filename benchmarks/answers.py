@@ -17,8 +17,6 @@ import hashlib
 import json
 import math
 import platform
-import shlex
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -33,7 +31,8 @@ from calibration import quiet
 from calibration_data import CellRows
 from calibration_methods import BATCH_SIZE, MAP, METHODS, OURS, TEMPERATURE, outcomes
 from calibration_store import Score, as_csv, load, score
-from calibration_tables import beside_map, cells_table, figures_table, markdown, summary_table
+from calibration_tables import beside_map, cells_table, figures_table, summary_table
+from pages import RESULTS, command, markdown
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -45,7 +44,6 @@ from posthoc_bhpeft.data.answers import letters
 from posthoc_bhpeft.errors import DataError
 from posthoc_bhpeft.tasks import AnswerTokens, TaskModel
 
-RESULTS = Path(__file__).parent / "results"
 PAGE, SCORES = "answers.md", "answers.csv"
 # Part of every cell's key: raise it when a cell means something else than before.
 PROTOCOL = 1
@@ -286,14 +284,10 @@ def differences_table(scores: Sequence[Score]) -> str:
 
 def page(scores: Sequence[Score], options: argparse.Namespace) -> str:
     """The page that is committed."""
-    told = ["python", *sys.argv]
-    command = (
-        shlex.join(told).replace(str(options.data), "DIR").replace(str(options.model), "MODEL")
-    )
     seeds = ", ".join(str(seed) for seed in sorted({s.seed for s in scores}))
     return f"""# Answers of a language model
 
-`{command}`
+`{command(DIR=options.data, MODEL=options.model)}`
 
 MODEL is `{options.model.name}`. LoRA of rank {RANK} on {", ".join(TARGETS)}, {options.steps} steps
 of {TRAINING_BATCH} on {options.rows} questions with AdamW, learning rate {LEARNING_RATE:g}; prompts

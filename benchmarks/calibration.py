@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import shlex
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -35,11 +33,10 @@ from calibration_tables import (
     sets_table,
     summary_table,
 )
+from pages import RESULTS, command, fill_readme
 
 from posthoc_bhpeft.checkpoints import write_text
 
-RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parents[1] / "README.md"
 PAGE, SCORES = "calibration.md", "calibration.csv"
 TEST_ROWS, MAX_LENGTH = 800, 48
 
@@ -84,11 +81,10 @@ def ordered(scores: Sequence[Score]) -> list[Score]:
 
 def page(scores: Sequence[Score], options: argparse.Namespace) -> str:
     """The page that is committed."""
-    command = shlex.join(["python", *sys.argv]).replace(str(options.data), "DIR")
     sizes = ", ".join(str(n) for n in sorted({s.n for s in scores}))
     return f"""# Calibration
 
-`{command}`
+`{command(DIR=options.data)}`
 
 Hybrid MiniLM (LoRA, adapter, prefix), texts cut at {options.max_length} tokens, mixed precision
 bf16, everything else as `bhpeft train` has it; {sizes} test rows, the same for every seed. *full*
@@ -124,13 +120,9 @@ All figures, mean ± standard deviation over seeds:
 """
 
 
-def update_readme(scores: Sequence[Score]) -> None:
-    """Put the tables into the README, between their markers."""
-    start, end = "<!-- results:calibration -->", "<!-- /results:calibration -->"
-    before, _, rest = README.read_text(encoding="utf-8").partition(start)
-    _, _, after = rest.partition(end)
-    tables = f"{summary_table(scores)}\n\nNLL over MAP's, by set:\n\n{sets_table(scores)}"
-    write_text(README, f"{before}{start}\n{tables}\n{end}{after}")
+def readme_tables(scores: Sequence[Score]) -> str:
+    """What the README shows of the page."""
+    return f"{summary_table(scores)}\n\nNLL over MAP's, by set:\n\n{sets_table(scores)}"
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -170,7 +162,7 @@ def main() -> None:
     scores = ordered(list(load(store).values()))
     write_text(options.results / PAGE, page(scores, options))
     if options.results == RESULTS:
-        update_readme(scores)
+        fill_readme("calibration", readme_tables(scores))
     print(summary_table(scores))
 
 

@@ -9,16 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from calibration_methods import ENSEMBLE, MAP, METHODS, OURS
 from calibration_store import FIGURES, Score
+from pages import markdown, spread
 
 # Above this MAP counts as badly calibrated: the target for the ECE is about those cells.
 BAD_ECE = 0.05
 RESAMPLES = 2000
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def of(scores: Iterable[Score], **wanted: object) -> list[Score]:
@@ -119,15 +114,9 @@ def figures_table(scores: Sequence[Score]) -> str:
         mine = of(scores, name=name, rows=count, protocol=protocol)
         for method in methods_in(mine):
             found = of(mine, method=method)
-            figures = [spread([getattr(s, figure) for s in found]) for figure in FIGURES]
+            figures = [spread([getattr(s, figure) for s in found], 4) for figure in FIGURES]
             rows.append([f"{name} {count} {protocol}", method, str(len(found)), *figures])
     return markdown(["cell", "method", "seeds", "accuracy", "NLL", "ECE", "Brier", "AURC"], rows)
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean, and the standard deviation where there is more than one value."""
-    centre = f"{statistics.mean(values):.4f}"
-    return f"{centre} ± {statistics.stdev(values):.4f}" if len(values) > 1 else centre
 
 
 def cells_table(scores: Sequence[Score]) -> str:

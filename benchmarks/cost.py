@@ -12,21 +12,20 @@ shared by them. Memory is the rise of the resident set above the loaded model, a
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from logits import Batch, Logits
+from pages import markdown, origin, publish
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
@@ -233,37 +232,44 @@ def verdict(value: float, target: float | None) -> str:
     return f"at most {target:g}: {'met' if value <= target else '**missed**'}"
 
 
+def times_table(found: Sequence[tuple[str, str, list[float], float | None]]) -> str:
+    """A row a case: median and quartiles over rounds."""
+    rows = []
+    for name, unit, ratios, target in found:
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        told = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+        rows.append([name, unit, told, verdict(middle, target)])
+    return markdown(["case", "in units of", "ratio", "target"], rows)
+
+
+def memory_table(peaks: Mapping[str, float]) -> str:
+    """A row a case, training first."""
+    rows = []
+    for name, peak in peaks.items():
+        times = peak / peaks["training"]
+        target = None if name == "training" else 1.2
+        rows.append([name, f"{peak:.0f} MiB", f"{times:.2f}", verdict(times, target)])
+    return markdown(["case", "peak above the loaded model", "over training's", "target"], rows)
+
+
 def report(rounds: int) -> str:
     """Measure everything and write it up."""
-    lines = [
-        "# Cost of fitting and predicting",
-        "",
-        f"Command: `OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')} python "
-        f"benchmarks/cost.py {' '.join(sys.argv[1:])}`  ",
-        f"Date: {datetime.date.today().isoformat()}; torch {version('torch')}, transformers "
-        f"{version('transformers')}, peft {version('peft')}, laplace-torch "
-        f"{version('laplace-torch')}; CPU, {torch.get_num_threads()} thread  ",
-        f"MiniLM with the default hybrid (LoRA, adapters, prefix, head), {ROWS} rows of {TOKENS} "
-        f"tokens, float32; fits over {FIT_BATCHES} batches; medians over {rounds} rounds, in "
-        "brackets the quartiles.",
-        "",
-        "| case | in units of | ratio | target |",
-        "| --- | --- | --- | --- |",
-    ]
-    for name, unit, ratios, target in measure_times(rounds):
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        lines.append(
-            f"| {name} | {unit} | {middle:.2f} ({low:.2f} to {high:.2f}) | "
-            f"{verdict(middle, target)} |"
-        )
-    memory = measure_memory()
-    lines += ["", "| case | peak above the loaded model | over training's | target |"]
-    lines.append("| --- | --- | --- | --- |")
-    for name, peak in memory.items():
-        times = peak / memory["training"]
-        target = None if name == "training" else 1.2
-        lines.append(f"| {name} | {peak:.0f} MiB | {times:.2f} | {verdict(times, target)} |")
-    return "\n".join([*lines, ""])
+    return f"""# Cost of fitting and predicting
+
+{where()}
+MiniLM with the default hybrid (LoRA, adapters, prefix, head), {ROWS} rows of {TOKENS} tokens, \
+float32; fits over {FIT_BATCHES} batches; medians over {rounds} rounds, in brackets the quartiles.
+
+{times_table(measure_times(rounds))}
+
+{memory_table(measure_memory())}
+"""
+
+
+def where(device: str = "CPU") -> str:
+    """The command, the versions of what is compared, and the device."""
+    versions = origin("torch", "transformers", "peft", "laplace-torch")
+    return f"{versions}; {device}, {torch.get_num_threads()} thread  "
 
 
 def main() -> None:
@@ -276,11 +282,7 @@ def main() -> None:
     if arguments.memory_case:
         print(json.dumps(memory_case(arguments.memory_case)))
         return
-    text = report(arguments.rounds)
-    print(text)
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text, encoding="utf-8")
+    publish(report(arguments.rounds), arguments.output)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import argparse
 import copy
-import datetime
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from logits import Batch, Logits
+from pages import markdown, origin, publish, spread
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import BertConfig, LlamaConfig
@@ -211,12 +210,6 @@ def compare(family: str, seed: int, setting: Setting) -> tuple[float, dict[str, 
     return loss, found
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.3f} ± {deviation:.3f}"
-
-
 Run = dict[str, dict[Kind, float]]
 KINDS = (Kind.LORA, Kind.ADAPTER, Kind.PREFIX, Kind.HEAD)
 
@@ -226,13 +219,12 @@ def values(runs: Sequence[Run], method: str, kind: Kind) -> list[float]:
     return [run[method][kind] for run in runs if kind in run[method]]
 
 
-def table(family: str, runs: Sequence[Run]) -> list[str]:
-    """Rows of the markdown table for one model."""
+def table_rows(family: str, runs: Sequence[Run]) -> list[list[str]]:
+    """Those of one model: a row a kind, a column a method."""
     rows = []
     for kind in KINDS:
         found = [values(runs, method, kind) for method in runs[0]]
-        cells = [spread(one) if one else "–" for one in found]
-        rows.append(f"| {family} | {kind.value} | " + " | ".join(cells) + " |")
+        rows.append([family, kind.value, *(spread(one, 3) if one else "–" for one in found)])
     return rows
 
 
@@ -282,7 +274,7 @@ def section(setting: Setting, seeds: int, show: Callable[[str], None]) -> list[s
             runs.append(found)
             losses.append(f"{label} {loss:.3f}")
         methods = list(runs[0])
-        rows += table(label, runs)
+        rows += table_rows(label, runs)
         lines += verdicts(label, runs)
         lines.append(
             f"- {label}: no single Kronecker product could do much better; ours is at most "
@@ -294,9 +286,7 @@ def section(setting: Setting, seeds: int, show: Callable[[str], None]) -> list[s
         f"{setting}; mean ± standard deviation over {seeds} seeds. Mean loss in nats "
         "(1.099 is chance; the noise in the labels leaves about 0.3): " + ", ".join(losses) + ".",
         "",
-        "| model | blocks | " + " | ".join(methods) + " |",
-        "| --- " * (len(methods) + 2) + "|",
-        *rows,
+        markdown(["model", "blocks", *methods], rows),
         "",
         *lines,
         "",
@@ -309,9 +299,7 @@ def report(settings: Sequence[Setting], seeds: int, show: Callable[[str], None])
     lines = [
         "# Fidelity: relative Frobenius error to the exact GGN of each block",
         "",
-        f"Command: `python benchmarks/fidelity.py {' '.join(sys.argv[1:])}`  ",
-        f"Date: {datetime.date.today().isoformat()}; "
-        + ", ".join(f"{name} {version(name)}" for name in libraries),
+        origin(*libraries),
         "",
         "Weight matrices only; for vectors (biases) ours is exact. *ours* is `KroneckerGGN` with "
         "contrasts (exact output directions); *nearest product* is the best that any single "
@@ -339,10 +327,7 @@ def main() -> None:
         for spread_of_weights in arguments.initializer_range
     ]
     text = report(settings, arguments.seeds, lambda line: print(line, file=sys.stderr))
-    print(text)
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text, encoding="utf-8")
+    publish(text, arguments.output)
 
 
 if __name__ == "__main__":

@@ -10,17 +10,14 @@ resident memory the operating system tells. A checkpoint that is there is not tr
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results" / "full_size.md"
-STEPS = ("train", "fit", "predict", "predict, trained weights")
+from pages import RESULTS, markdown, origin, publish
 
 
 @dataclass(frozen=True)
@@ -72,35 +69,37 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Step]:
     return found
 
 
-def page(found: dict[str, dict[str, Step]], options: argparse.Namespace) -> str:
-    """A table of all steps."""
-    threads = os.environ.get("OMP_NUM_THREADS", "all")
-    lines = [
-        "# Whole sets",
-        "",
-        f"Command: `OMP_NUM_THREADS={threads} python benchmarks/full_size.py --data DIR --epochs "
-        f"{options.epochs} --max-length {options.max_length}`  ",
-        f"Date: {datetime.date.today().isoformat()}; torch {version('torch')}; CPU. Hybrid MiniLM, "
-        "defaults of the command line. Processor time of whole processes, loading included; a "
-        "train step that found its checkpoint was not measured again.",
-        "",
-        "| set | step | rows | processor seconds | ms a row | peak, MiB | accuracy | NLL |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+def page(found: Mapping[str, Mapping[str, Step]], options: argparse.Namespace) -> str:
+    """The page that is committed."""
+    return f"""# Whole sets
+
+{origin("torch", DIR=options.data)}; CPU. Hybrid MiniLM, defaults of the command line. Processor \
+time of whole processes, loading included; a train step that found its checkpoint was not \
+measured again.
+
+{table(found)}
+"""
+
+
+def table(found: Mapping[str, Mapping[str, Step]]) -> str:
+    """A row a step of a set."""
+    header = ["set", "step", "rows", "processor seconds", "ms a row", "peak, MiB"]
+    rows = [
+        row(name, step, taken) for name, steps in found.items() for step, taken in steps.items()
     ]
-    for name, steps in found.items():
-        lines += [row(name, step, taken) for step, taken in steps.items()]
-    return "\n".join([*lines, ""])
+    return markdown([*header, "accuracy", "NLL"], rows)
 
 
-def row(name: str, step: str, taken: Step) -> str:
+def row(name: str, step: str, taken: Step) -> list[str]:
     """A line of the table."""
     metrics = taken.printed.get("metrics")
     known = metrics if isinstance(metrics, dict) else {}
     scores = (f"{known[key]:.4f}" if key in known else "–" for key in ("accuracy", "nll"))
-    rows = taken.printed.get("n_rows", taken.printed.get("rows"))
-    each = f"{1000 * taken.seconds / rows:.1f}" if isinstance(rows, int) else "–"
-    cells = (name, step, rows or "–", f"{taken.seconds:.0f}", each, f"{taken.peak:.0f}", *scores)
-    return f"| {' | '.join(str(cell) for cell in cells)} |"
+    rows = taken.printed.get("rows", taken.printed.get("train_rows"))
+    count, each = "–", "–"
+    if isinstance(rows, int):
+        count, each = str(rows), f"{1000 * taken.seconds / rows:.1f}"
+    return [name, step, count, f"{taken.seconds:.0f}", each, f"{taken.peak:.0f}", *scores]
 
 
 def main() -> None:
@@ -111,13 +110,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--max-length", type=int, default=64)
     parser.add_argument("--output", type=Path, default=Path("outputs/full_size"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=RESULTS / "full_size.md")
     options = parser.parse_args()
     found = {}
     for name in options.sets:
         found[name] = measure(name, options)
-        options.results.write_text(page(found, options), encoding="utf-8")
-    print(page(found, options))
+        # A set takes long: what is known is written before the next one starts.
+        publish(page(found, options), options.results)
 
 
 if __name__ == "__main__":

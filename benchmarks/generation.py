@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import shlex
-import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +20,6 @@ from typing import Any
 import torch
 import transformers
 from calibration import quiet
-from calibration_tables import markdown
 from generation_models import (
     DRAWS,
     EPOCHS,
@@ -51,10 +47,10 @@ from generation_models import (
     tagger,
     written,
 )
+from pages import RESULTS, command, markdown, publish, spread
 
-from posthoc_bhpeft.checkpoints import load_tokenizer, read_json, write_json, write_text
+from posthoc_bhpeft.checkpoints import load_tokenizer, read_json, write_json
 
-RESULTS = Path(__file__).parent / "results"
 PAGE = "generation.md"
 Seed = dict[str, Any]
 
@@ -89,9 +85,7 @@ PARTS: dict[str, Callable[[Path, Shelf], Seed]] = {
 
 def over(seeds: Sequence[Seed], figure: Callable[[Seed], float], digits: int) -> str:
     """Mean and standard deviation over seeds."""
-    values = [figure(seed) for seed in seeds]
-    middle = f"{statistics.mean(values):.{digits}f}"
-    return f"{middle} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else middle
+    return spread([figure(seed) for seed in seeds], digits)
 
 
 def losses_table(seeds: Sequence[Seed]) -> str:
@@ -147,8 +141,6 @@ def tagger_table(seeds: Sequence[Seed]) -> str:
 
 def page(seeds: Sequence[Seed], options: argparse.Namespace) -> str:
     """The page that is committed."""
-    told = shlex.join(["python", *sys.argv])
-    command = told.replace(str(options.data), "DIR").replace(str(options.model), "MODEL")
     numbers = ", ".join(map(str, options.seeds))
     words = seeds[0]["tagger"]["words, trained"]
     float32, bfloat16 = (
@@ -157,7 +149,7 @@ def page(seeds: Sequence[Seed], options: argparse.Namespace) -> str:
     )
     return f"""# Tokens and generation
 
-`{command}`
+`{command(DIR=options.data, MODEL=options.model)}`
 
 MODEL is `{options.model.name}`. LoRA of rank {RANK} on {", ".join(TARGETS)}, tuned on
 {TRAINING_TEXTS} texts of at most {LENGTH} tokens, posterior as by default, {DRAWS} draws. Seeds
@@ -235,9 +227,8 @@ def main() -> None:
     """Run what is missing, then write the page."""
     options = parse()
     quiet()
-    text = page([finished(number, options) for number in options.seeds], options)
-    write_text(options.results / PAGE, text)
-    print(text)
+    seeds = [finished(number, options) for number in options.seeds]
+    publish(page(seeds, options), options.results / PAGE)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pages import markdown, origin, publish
 from torch import Tensor
 
 from posthoc_bhpeft import BayesianPeft, Posterior, Prediction
@@ -108,39 +109,50 @@ def gain(posterior: Posterior) -> float:
     return posterior.precision_log_determinant() - prior
 
 
-def page(command: str, losses: Sequence[Loss], whole: float, n_rows: int) -> str:
-    """The table as Markdown."""
-    lines = [
-        "# What factors in low rank lose",
-        "",
-        f"Command: `{command}`  ",
-        f"{n_rows} rows; log-determinant of the posterior over the prior with whole factors: "
-        f"{whole:.0f}.",
-        "",
-        "| rank | trace | factor error (median) | best possible | log-determinant | "
-        "deviation over that of whole factors: median (least, most) | largest change of a "
-        "probability |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+def table(losses: Sequence[Loss]) -> str:
+    """A row a rank, with and without the trace."""
+    rows = []
     for one in losses:
-        middle = statistics.median(one.deviations)
-        lines.append(
-            f"| {one.rank} | {'kept' if one.trace else 'dropped'} | {one.factor:.3f} | "
-            f"{one.best:.3f} | {one.gain:.0f} | {middle:.3f} ({min(one.deviations):.3f}, "
-            f"{max(one.deviations):.3f}) | {one.probability:.4f} |"
+        middle, ends = statistics.median(one.deviations), (min(one.deviations), max(one.deviations))
+        rows.append(
+            [
+                str(one.rank),
+                "kept" if one.trace else "dropped",
+                f"{one.factor:.3f}",
+                f"{one.best:.3f}",
+                f"{one.gain:.0f}",
+                f"{middle:.3f} ({ends[0]:.3f}, {ends[1]:.3f})",
+                f"{one.probability:.4f}",
+            ]
         )
-    return "\n".join(lines) + "\n"
+    header = ["rank", "trace", "factor error (median)", "best possible", "log-determinant"]
+    header += ["deviation over that of whole factors: median (least, most)"]
+    return markdown([*header, "largest change of a probability"], rows)
+
+
+def page(losses: Sequence[Loss], whole: Posterior, n_rows: int, options: argparse.Namespace) -> str:
+    """The page that is committed."""
+    sides = [len(side) for one in whole.curvature.values() for side in (one.left, one.right)]
+    n_wide = sum(side >= options.wide for side in sides)
+    return f"""# What factors in low rank lose
+
+{origin("torch", CHECKPOINT=options.checkpoint, FOLDER=options.data)}; {n_wide} factors at least \
+{options.wide} wide; {n_rows} test rows of {options.data.name}; log-determinant of the posterior \
+over the prior with whole factors: {gain(whole):.0f}.
+
+{table(losses)}
+"""
 
 
 def main() -> None:
     """Measure every rank, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--wide", type=int, default=384)
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 32, 64])
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=Path)
     asked = parser.parse_args()
     bayes = BayesianPeft.from_pretrained(asked.checkpoint)
     rows = load_rows(asked.data, "test").draw(asked.rows, 0)
@@ -151,9 +163,7 @@ def main() -> None:
     for rank in asked.ranks:
         for trace in (True, False):
             losses.append(measure(bayes, whole, loader, rank, trace, asked.wide))
-            command = "python benchmarks/low_rank.py CHECKPOINT --data airline_tweets"
-            text = page(command, losses, gain(bayes.posterior), len(rows))
-            asked.output.write_text(text, encoding="utf-8")
+    publish(page(losses, bayes.posterior, len(rows), asked), asked.output)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import platform
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from typing import Any
 
 import torch
 import transformers
+from pages import RESULTS, command, markdown
 from torch import Tensor, nn
 from transformers import DataCollatorWithPadding
 
@@ -42,7 +41,7 @@ from posthoc_bhpeft.training import TrainingSettings
 from posthoc_bhpeft.training.loop import Task, run_trainer, seeded
 from posthoc_bhpeft.training.run import build
 
-RESULTS = Path(__file__).parent / "results" / "merging.md"
+PAGE = RESULTS / "merging.md"
 MAX_LENGTH = 48
 COLUMNS = ("accuracy", "nll", "ece")
 
@@ -231,8 +230,8 @@ def mean_of(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown: one block a set, mean and range over seeds."""
-    lines = ["| set (seeds) | method | accuracy | NLL | ECE |", "| --- | --- | --- | --- | --- |"]
+    """One block a set, mean and range over seeds."""
+    rows = []
     for name in dict.fromkeys(r["cell"].rpartition("-")[0] for r in results):
         mine = [r for r in results if r["cell"].rpartition("-")[0] == name]
         shared = [m for m in mine[0]["methods"] if all(m in r["methods"] for r in mine)]
@@ -242,8 +241,8 @@ def table(results: Sequence[dict[str, Any]]) -> str:
                 values = [r["methods"][method][column] for r in mine]
                 mean = statistics.mean(values)
                 cells.append(f"{mean:.3f} ({min(values):.3f} to {max(values):.3f})")
-            lines.append(f"| {name} ({len(mine)}) | {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            rows.append([f"{name} ({len(mine)})", method, *cells])
+    return markdown(["set (seeds)", "method", "accuracy", "NLL", "ECE"], rows)
 
 
 def report(results: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
@@ -257,7 +256,7 @@ def report(results: Sequence[dict[str, Any]], options: argparse.Namespace) -> st
     seconds = max(r["merge_seconds"] for r in results)
     return f"""# Merging
 
-`{shlex.join(["python", *sys.argv]).replace(str(options.data), "DIR")}`
+`{command(DIR=options.data)}`
 
 Hybrid MiniLM (LoRA, adapter, prefix) tuned on {options.start_rows} rows, the common start; then
 {options.parts} copies on {options.rows} further rows each, {options.epochs} epochs, under one
@@ -305,7 +304,7 @@ def main() -> None:
             write_json(kept, run(Cell(name, int(seed)), options))
         results.append(read_json(kept))
         print(table(results[-1:]), flush=True)
-    write_text(RESULTS, report(results, options))
+    write_text(PAGE, report(results, options))
 
 
 if __name__ == "__main__":

@@ -9,20 +9,18 @@ processes; one and two processes take turns. Their factors are compared with tho
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
 import socket
 import statistics
-import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.multiprocessing as mp
 from cost import batch_of, minilm
+from pages import origin, publish
 from torch import distributed
 
 from posthoc_bhpeft import Categorical, KroneckerGGN, Shard, discover
@@ -80,9 +78,7 @@ def report(ratios: Sequence[float], alone: Sequence[float], error: float, n_batc
         [
             "# Two processes",
             "",
-            f"Command: `python benchmarks/processes.py {' '.join(sys.argv[1:])}`  ",
-            f"Date: {datetime.date.today().isoformat()}; torch {version('torch')}; CPU, "
-            f"{os.cpu_count()} cores, one thread a process, gloo",
+            f"{origin('torch')}; CPU, {os.cpu_count()} cores, one thread a process, gloo",
             "",
             f"The exact fit of a hybrid MiniLM, 3 classes, {n_batches} batches of 16 rows of 64 "
             f"tokens. Two processes are {statistics.median(ratios):.2f} times as fast as one "
@@ -109,10 +105,7 @@ def main() -> None:
         alone.append(one["seconds"][0])
         ratios.append(one["seconds"][0] / two["seconds"][0])
         error = max(error, difference(one["factors"], two["factors"]))
-    text = report(ratios, alone, error, options.batches)
-    sys.stdout.write(text)
-    if options.output is not None:
-        options.output.write_text(text, encoding="utf-8")
+    publish(report(ratios, alone, error, options.batches), options.output)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ one process. `--device cuda` measures on a GPU, with `--shapes 1b 8b` for Llamas
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import statistics
@@ -19,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +33,10 @@ from cost import (
     timed,
     training,
     tuned,
+    where,
 )
 from logits import Batch, Logits
+from pages import markdown, publish
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig
 
@@ -178,17 +178,26 @@ def finished_clock() -> float:
     return time.perf_counter()
 
 
-def axis_table(axis: str, cells: Mapping[str, Cell], rounds: int, device: str) -> list[str]:
+def axis_table(axis: str, cells: Mapping[str, Cell], rounds: int, device: str) -> str:
     """A row a cell."""
-    heads = [f"{case} ÷ {unit}" for case, unit in COLUMNS]
-    lines = [f"| {axis} | training, s | {' | '.join(heads)} |", "| --- " * (len(heads) + 2) + "|"]
+    clock = time.process_time if device == "cpu" else finished_clock
+    rows = []
     for name, cell in cells.items():
-        clock = time.process_time if device == "cpu" else finished_clock
         seconds = timed(cases_of(cell, device), rounds, clock)
         step = statistics.median(seconds["training"])
-        lines.append(f"| {name} | {step:.3f} | {' | '.join(medians(seconds, COLUMNS))} |")
-        sys.stderr.write(lines[-1] + "\n")
-    return lines
+        rows.append(said([name, f"{step:.3f}", *medians(seconds, COLUMNS)]))
+    return markdown([axis, "training, s", *heads(COLUMNS)], rows)
+
+
+def heads(columns: Sequence[tuple[str, str]]) -> list[str]:
+    """Which ratio stands in each column."""
+    return [f"{case} ÷ {unit}" for case, unit in columns]
+
+
+def said(row: list[str]) -> list[str]:
+    """The row, told as soon as it is known: a table takes long."""
+    print(" | ".join(row), file=sys.stderr, flush=True)
+    return row
 
 
 def beside_laplace(n_classes: int) -> tuple[PeftModel, Batch, BayesianPeft, Any]:
@@ -242,15 +251,13 @@ LAPLACE_COLUMNS = (
 )
 
 
-def laplace_table(rounds: int) -> list[str]:
+def laplace_table(rounds: int) -> str:
     """Ours and laplace-torch's on LoRA alone."""
-    heads = [f"{case} ÷ {unit}" for case, unit in LAPLACE_COLUMNS]
-    lines = [f"| classes | {' | '.join(heads)} |", "| --- " * (len(heads) + 1) + "|"]
+    rows = []
     for n_classes in (2, 3, 20):
         seconds = timed(laplace_cases(n_classes), rounds)
-        lines.append(f"| {n_classes} | {' | '.join(medians(seconds, LAPLACE_COLUMNS))} |")
-        sys.stderr.write(lines[-1] + "\n")
-    return lines
+        rows.append(said([str(n_classes), *medians(seconds, LAPLACE_COLUMNS)]))
+    return markdown(["classes", *heads(LAPLACE_COLUMNS)], rows)
 
 
 def memory_cases(cell: Cell) -> dict[str, Callable[[], Case]]:
@@ -303,7 +310,7 @@ WEIGHED = {
 }
 
 
-def memory_table() -> list[str]:
+def memory_table() -> str:
     """Peaks above the loaded model in MiB, each in a fresh process that gives memory back."""
     environment = {
         **os.environ,
@@ -311,7 +318,7 @@ def memory_table() -> list[str]:
         "MALLOC_TRIM_THRESHOLD_": "65536",
     }
     names = list(memory_cases(Cell()))
-    lines = [f"| peak, MiB | {' | '.join(names)} |", "| --- " * (len(names) + 1) + "|"]
+    rows = []
     for size, cell in WEIGHED.items():
         texts, unit = [], 0.0
         for name in names:
@@ -325,30 +332,22 @@ def memory_table() -> list[str]:
             peak = json.loads(done.stdout.splitlines()[-1])
             unit = unit or peak
             texts.append(f"{peak:.0f} ({peak / unit:.2f})")
-        lines.append(f"| {size} | {' | '.join(texts)} |")
-        sys.stderr.write(lines[-1] + "\n")
-    return lines
+        rows.append(said([size, *texts]))
+    return markdown(["peak, MiB", *names], rows)
 
 
 def report(arguments: argparse.Namespace) -> str:
     """Measure everything and write it up."""
-    lines = [
+    parts = [
         "# How cost grows",
-        "",
-        f"Command: `OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')} python "
-        f"benchmarks/scaling.py {' '.join(sys.argv[1:])}`  ",
-        f"Date: {datetime.date.today().isoformat()}; torch {version('torch')}, transformers "
-        f"{version('transformers')}, peft {version('peft')}, laplace-torch "
-        f"{version('laplace-torch')}; {arguments.device}, {torch.get_num_threads()} thread  ",
-        "MiniLM with the default hybrid, 3 classes, 16 rows of 64 tokens, fits over 8 batches, "
-        "float32, but for what the row says (lengths: 8 rows; widths: one layer of random weights, "
-        "8 rows of 32 tokens, 4 batches). Each figure is the median over "
-        f"{arguments.rounds} rounds of the ratio within a round. *Fit* and *predict* are the "
-        "defaults: up to 4 classes the fit takes every contrast and is exact, above it two random "
-        "signs; *one sign* is `RandomSigns()`, *ten samples* are ten forward passes at drawn "
-        "weights. A fit looks once, on its first batch, whether rows are apart: the last axis "
-        "says how little is left of that.",
-        "",
+        f"""{where(arguments.device)}
+MiniLM with the default hybrid, 3 classes, 16 rows of 64 tokens, fits over 8 batches, float32, but \
+for what the row says (lengths: 8 rows; widths: one layer of random weights, 8 rows of 32 tokens, \
+4 batches). Each figure is the median over {arguments.rounds} rounds of the ratio within a round. \
+*Fit* and *predict* are the defaults: up to 4 classes the fit takes every contrast and is exact, \
+above it two random signs; *one sign* is `RandomSigns()`, *ten samples* are ten forward passes at \
+drawn weights. A fit looks once, on its first batch, whether rows are apart: the last axis says \
+how little is left of that.""",
     ]
     axes = dict(AXES) if arguments.axes is None else {a: AXES[a] for a in arguments.axes}
     if arguments.shapes:
@@ -356,14 +355,14 @@ def report(arguments: argparse.Namespace) -> str:
             name: Cell(shape=name, rows=8, tokens=256, kept=32) for name in arguments.shapes
         }
     for axis, cells in axes.items():
-        lines += [f"## {axis.capitalize()}", ""]
-        lines += [*axis_table(axis, cells, arguments.rounds, arguments.device), ""]
+        parts.append(f"## {axis.capitalize()}")
+        parts.append(axis_table(axis, cells, arguments.rounds, arguments.device))
     if arguments.device == "cpu" and arguments.axes is None:
-        lines += ["## Beside laplace-torch", ""]
-        lines += ["LoRA alone, which is what its Kronecker backend takes; curvlinops inside.", ""]
-        lines += [*laplace_table(1), "", "## Memory", ""]
-        lines += ["Above the loaded model, in brackets over training's.", "", *memory_table(), ""]
-    return "\n".join(lines)
+        parts.append("## Beside laplace-torch")
+        parts.append("LoRA alone, which is what its Kronecker backend takes; curvlinops inside.")
+        parts += [laplace_table(1), "## Memory"]
+        parts += ["Above the loaded model, in brackets over training's.", memory_table()]
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:
@@ -380,11 +379,7 @@ def main() -> None:
         size, name = arguments.weigh
         print(json.dumps(peak_rise(memory_cases(WEIGHED[size])[name]())))
         return
-    text = report(arguments)
-    print(text)
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text, encoding="utf-8")
+    publish(report(arguments), arguments.output)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 import transformers
+from pages import markdown
 from stream_methods import METHODS, OURS, TUNING_ROUNDS, TUNING_SEED, TUNING_STREAMS
 from stream_tables import (
     Result,
     cost_table,
     curve_table,
     main_table,
-    markdown,
     names,
     order_table,
     paired_table,

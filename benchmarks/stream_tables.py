@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pages import markdown
 
 from posthoc_bhpeft.audit import Interval
 from posthoc_bhpeft.streams.scores import RoundScore, StreamScores
@@ -130,12 +131,6 @@ def mean_or_nothing(values: Sequence[float | None], form: Callable[[float], str]
     if not present or len(present) < len(values):
         return NOTHING
     return form(statistics.mean(present))
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def accuracy_of(results: Sequence[Result], method: str) -> float | None:

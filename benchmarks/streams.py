@@ -17,7 +17,6 @@ import hashlib
 import json
 import multiprocessing
 import re
-import shlex
 import sys
 import time
 import traceback
@@ -33,6 +32,7 @@ import datasets
 import torch
 import transformers
 from first_fit import FirstFit
+from pages import RESULTS, command, fill_readme
 from stream_data import STREAMS, Sizes, Stream
 from stream_figures import picture
 from stream_methods import METHODS, OURS, TUNING_ROUNDS, TUNING_SEED, TUNING_STREAMS
@@ -45,8 +45,6 @@ from posthoc_bhpeft.streams import Learner, RoundScore, score
 from posthoc_bhpeft.streams.methods import StreamMethod
 from posthoc_bhpeft.training import TrainingSettings
 
-RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parents[1] / "README.md"
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 CELLS, TUNING = "streams.csv", "stream_tuning.csv"
 BASE = "minilm"
@@ -312,16 +310,15 @@ def report(options: argparse.Namespace, setup: Setup) -> None:
     by_name = {name_of(cell, setup): result for cell, result in found.items()}
     check_kept(by_name, setup)
     results = list(found.values())
-    said = [word for word in sys.argv if word != "--report"]
-    command = shlex.join(["python", *said]).replace(str(options.data), "DIR")
+    told = command(DIR=options.data).replace(" --report", "")
     tuning = tuning_table(report_tuning(METHODS, setup))
-    write_text(setup.results / "streams.md", page(results, tuning, command, setup))
+    write_text(setup.results / "streams.md", page(results, tuning, told, setup))
     write_text(setup.results / CELLS, as_csv(by_name))
     if options.figures:
         options.images.mkdir(parents=True, exist_ok=True)
         picture(results, (OURS, WARM, JOINT)).savefig(options.images / "streams.png", dpi=150)
     if options.results == RESULTS:
-        update_readme(summary_table(results))
+        fill_readme("streams", summary_table(results))
     print(summary_table(results))
 
 
@@ -359,14 +356,6 @@ def known_seeds(setup: Setup, wanted: Iterable[int]) -> list[int]:
     """Seeds asked for and those that stand in the committed file: a run must not drop a seed."""
     committed = {result.seed for result in from_csv(setup.results / CELLS).values()}
     return sorted({*wanted, *committed})
-
-
-def update_readme(table: str) -> None:
-    """Put the summary between the README's markers, where it has them."""
-    start, end = "<!-- results:streams -->", "<!-- /results:streams -->"
-    before, found, rest = README.read_text(encoding="utf-8").partition(start)
-    if found:
-        write_text(README, f"{before}{start}\n{table}\n{end}{rest.partition(end)[2]}")
 
 
 def main() -> None:

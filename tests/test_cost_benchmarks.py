@@ -47,11 +47,16 @@ def test_an_axis_changes_what_it_is_named_after_and_nothing_else(scaling: Any) -
 
 def test_a_line_of_a_whole_set_says_what_a_row_took() -> None:
     full_size = importlib.import_module("full_size")
+
+    def line(step: str, *taken: Any) -> str:
+        return full_size.table({"a": {step: full_size.Step(*taken)}}).splitlines()[-1]
+
     printed = {"rows": 2000, "metrics": {"accuracy": 0.5, "nll": 1.25}}
-    found = full_size.row("a", "predict", full_size.Step(30.0, 1024.4, printed))
+    found = line("predict", 30.0, 1024.4, printed)
     assert found == "| a | predict | 2000 | 30 | 15.0 | 1024 | 0.5000 | 1.2500 |"
-    bare = full_size.row("a", "train", full_size.Step(3.0, 10.0, {}))
-    assert bare == "| a | train | – | 3 | – | 10 | – | – |"
+    trained = line("train", 267.0, 1302.0, {"train_rows": 15000})
+    assert trained == "| a | train | 15000 | 267 | 17.8 | 1302 | – | – |"
+    assert line("train", 3.0, 10.0, {}) == "| a | train | – | 3 | – | 10 | – | – |"
 
 
 def test_processes_are_compared_relative_to_the_largest_number() -> None:
