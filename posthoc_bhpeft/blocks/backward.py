@@ -9,8 +9,10 @@ few, at the bottom of the network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 
 import torch
@@ -21,51 +23,68 @@ Take = Callable[[int, Tensor], None]
 """Given the number of a place and the gradient there."""
 
 
-def hand_on(
-    outputs: Tensor, direction: Tensor, places: Sequence[GradientEdge], take: Take, *, retain: bool
-) -> None:
-    """Call `take` with the gradient of `sum outputs * direction` at every place.
+@dataclass(frozen=True)
+class Places:
+    """Places in the graph of one forward pass, ready for any number of backward passes.
 
-    One call at a time, in the order in which the gradients arrive; places that the outputs do not
-    depend on are left out.
-
-    Args:
-        outputs: Of a forward pass.
-        direction: Of their shape.
-        places: In its graph.
-        take: Not handed the same place twice.
-        retain: Keep the graph for another pass.
+    Attributes:
+        edges: The places.
+        numbers: Which of them are outputs of a node, by node.
+        asked: Those that autograd is asked for, at the ends; it comes by the others.
     """
-    # With a device_map each device has a thread of its own.
-    lock = Lock()
 
-    def arrived(numbers: Sequence[int], gradients: Sequence[Tensor | None]) -> None:
-        for number in numbers:
-            gradient = gradients[places[number].output_nr]
+    edges: Sequence[GradientEdge]
+    numbers: Mapping[Node, Sequence[int]]
+    asked: Sequence[int]
+
+    @classmethod
+    def of(cls, edges: Sequence[GradientEdge]) -> Places:
+        """Find the ends; one walk through the graph below each place."""
+        numbers: dict[Node, list[int]] = {}
+        for number, edge in enumerate(edges):
+            numbers.setdefault(edge.node, []).append(number)
+        return cls(edges, numbers, [number for node in ends(numbers) for number in numbers[node]])
+
+    def hand_on(self, outputs: Tensor, direction: Tensor, take: Take, *, retain: bool) -> None:
+        """Call `take` with the gradient of `sum outputs * direction` at every place.
+
+        One call at a time, in the order in which the gradients arrive; places that the outputs do
+        not depend on are left out.
+
+        Args:
+            outputs: Of the forward pass.
+            direction: Of their shape.
+            take: Not handed the same place twice.
+            retain: Keep the graph for another pass.
+        """
+        with ExitStack() as hooks:
+            self.hook(take, hooks)
+            found = torch.autograd.grad(
+                outputs,
+                [self.edges[number] for number in self.asked],
+                direction.to(outputs),
+                retain_graph=retain,
+                allow_unused=True,
+            )
+        for number, gradient in zip(self.asked, found, strict=True):
             if gradient is not None:
-                with lock:
-                    take(number, gradient)
+                take(number, gradient)
 
-    numbers: dict[Node, list[int]] = {}
-    for number, place in enumerate(places):
-        numbers.setdefault(place.node, []).append(number)
-    last = ends(numbers)
-    with ExitStack() as hooks:
-        for node in numbers.keys() - last:
-            mine = numbers[node]
-            hook = node.register_prehook(lambda found, mine=mine: arrived(mine, found))
+    def hook(self, take: Take, hooks: ExitStack) -> None:
+        """Have the gradients at all places but the ends taken when they arrive."""
+        # With a device_map each device has a thread of its own.
+        lock = Lock()
+
+        def arrived(numbers: Sequence[int], gradients: Sequence[Tensor | None]) -> None:
+            for number in numbers:
+                gradient = gradients[self.edges[number].output_nr]
+                if gradient is not None:
+                    with lock:
+                        take(number, gradient)
+
+        for node in self.numbers.keys() - {self.edges[number].node for number in self.asked}:
+            hook = node.register_prehook(partial(arrived, self.numbers[node]))
             hooks.callback(hook.remove)
-        asked = [number for node in last for number in numbers[node]]
-        found = torch.autograd.grad(
-            outputs,
-            [places[number] for number in asked],
-            direction.to(outputs),
-            retain_graph=retain,
-            allow_unused=True,
-        )
-    for number, gradient in zip(asked, found, strict=True):
-        if gradient is not None:
-            take(number, gradient)
 
 
 def ends(nodes: Collection[Node]) -> list[Node]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from posthoc_bhpeft.blocks.backward import hand_on
+from posthoc_bhpeft.blocks.backward import Places
 from posthoc_bhpeft.blocks.block import Block, ModuleTap, Observation, Site
 from posthoc_bhpeft.errors import DeadBlockError, ModelError
 
@@ -83,7 +83,6 @@ class Arrivals:
         show: Callable[[Place, Sequence[Tensor | None]], None],
     ) -> None:
         self.show = show
-        self.edges = [edge for of in calls.values() for edge in of.edges]
         self.numbered = [(place, i) for place, of in calls.items() for i in range(len(of.edges))]
         self.left = Counter(place for place, _ in self.numbered)
         self.waiting: dict[Place, list[Tensor | None]] = {
@@ -120,6 +119,7 @@ class HookTape:
     blocks: Sequence[Block]
     modules: Mapping[str, nn.Module]
     calls: dict[Place, Calls] = field(default_factory=dict)
+    places: Places | None = None
     inner_rows: int | None = None
 
     @cached_property
@@ -133,6 +133,7 @@ class HookTape:
     def start(self, _: nn.Module, args: Any, kwargs: Any) -> None:
         """Forget the previous forward pass."""
         self.calls = {place: Calls() for place in self.at}
+        self.places = None
         self.inner_rows = inner_rows(kwargs.get("input_ids"))
 
     def record(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -158,8 +159,10 @@ class HookTape:
     ) -> None:
         """See `Tape.observe`."""
         self.check_alive()
+        if self.places is None:
+            self.places = Places.of([edge for of in self.calls.values() for edge in of.edges])
         arrivals = Arrivals(self.calls, partial(self.show, see, len(outputs)))
-        hand_on(outputs, direction, arrivals.edges, arrivals.take, retain=retain)
+        self.places.hand_on(outputs, direction, arrivals.take, retain=retain)
         arrivals.show_rest()
 
     def show(
