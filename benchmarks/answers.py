@@ -13,11 +13,8 @@ model. Scores go into the committed `answers.csv`; what is there already is not 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import math
 import platform
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,11 +24,11 @@ from typing import Any
 
 import torch
 import transformers
-from calibration import quiet
 from calibration_data import CellRows
 from calibration_methods import BATCH_SIZE, MAP, METHODS, OURS, TEMPERATURE, outcomes
-from calibration_store import Score, as_csv, load, score
+from calibration_store import Score, complete, load, scored
 from calibration_tables import beside_map, cells_table, figures_table, summary_table
+from cells import keyed, quiet
 from pages import RESULTS, command, markdown
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
@@ -90,13 +87,15 @@ class Cell:
         return f"{self.steps} steps"
 
     @property
+    def label(self) -> str:
+        """Set, rows and seed: for people."""
+        return f"{self.name}-{self.rows}-{self.seed}"
+
+    @property
     def key(self) -> str:
-        """Set, rows and seed, with a hash of all that decides the result."""
+        """The label with a hash of all that decides the result."""
         fixed = [TRAINING_BATCH, LEARNING_RATE, RANK, TARGETS, SPLITS[self.name], PROTOCOL]
-        text = json.dumps([asdict(self), fixed], sort_keys=True)
-        return (
-            f"{self.name}-{self.rows}-{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-        )
+        return keyed(self.label, [asdict(self), fixed])
 
 
 def rows_of(cell: Cell, data: Path) -> CellRows:
@@ -203,15 +202,14 @@ class Subject:
         return Contest(self.model, held_out=held_out, progress=False).make(name)
 
 
-def run(cell: Cell, options: argparse.Namespace) -> dict[str, Score]:
-    """Every method on one cell."""
+def run(cell: Cell, methods: Sequence[str], options: argparse.Namespace) -> dict[str, Score]:
+    """The methods wanted on one cell."""
     subject = Subject(cell, rows_of(cell, options.data), options.model)
     _ = subject.model  # Trained here, so that no method is charged for it.
-    found = dict(outcomes(subject, COMPARED))
-    print(subject.bayes.explain())
-    plain = found[MAP].test.probabilities
-    assert plain is not None
-    return {method: score(cell, method, one, plain) for method, one in found.items()}
+    found = dict(outcomes(subject, methods))
+    if OURS in found:
+        print(subject.bayes.explain())
+    return scored(cell, found)
 
 
 def cells(options: argparse.Namespace) -> list[Cell]:
@@ -345,17 +343,8 @@ def main() -> None:
     options = parse()
     quiet()
     store, wanted = options.results / SCORES, cells(options)
-    for cell in [] if options.report else wanted:
-        known = load(store)
-        if all((cell.key, method) in known for method in COMPARED):
-            continue
-        start = time.perf_counter()
-        found = run(cell, options)
-        # Another process may have added cells meanwhile.
-        known = {**load(store), **{(cell.key, method): one for method, one in found.items()}}
-        write_text(store, as_csv(ordered(list(known.values()))))
-        told = ", ".join(f"{method} {one.nll:.4f}" for method, one in found.items())
-        print(f"{cell.key}: {told} after {time.perf_counter() - start:.0f} s", flush=True)
+    if not options.report:
+        complete(store, wanted, COMPARED, lambda cell, names: run(cell, names, options), ordered)
     keys = {cell.key for cell in wanted}
     scores = ordered([one for one in load(store).values() if one.cell in keys])
     write_text(options.results / PAGE, page(scores, options))

@@ -14,17 +14,14 @@ from __future__ import annotations
 
 import argparse
 import platform
-import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import datasets
 import torch
 import transformers
 from calibration_data import EPOCHS, EXTRA_ROWS, SETS, VALIDATION_ROWS, Cell, rows_of, trained
-from calibration_methods import MAP, METHODS, QUICK, Subject, outcomes
-from calibration_store import Score, as_csv, keep, load, score
+from calibration_methods import METHODS, QUICK, Subject, outcomes
+from calibration_store import Score, complete, keep, load, scored
 from calibration_tables import (
     cells_table,
     ensemble_table,
@@ -33,6 +30,7 @@ from calibration_tables import (
     sets_table,
     summary_table,
 )
+from cells import quiet
 from pages import RESULTS, command, fill_readme
 
 from posthoc_bhpeft.checkpoints import write_text
@@ -42,15 +40,13 @@ TEST_ROWS, MAX_LENGTH = 800, 48
 
 
 def run(cell: Cell, methods: Sequence[str], options: argparse.Namespace) -> dict[str, Score]:
-    """Every method wanted on one cell; MAP always comes along, to be compared with."""
+    """The methods wanted on one cell."""
     rows = rows_of(cell, options.data)
     folder = trained(cell, rows, options.output)
     subject = Subject(cell, rows, folder, options.output)
-    found = dict(outcomes(subject, list(dict.fromkeys([MAP, *methods]))))
+    found = dict(outcomes(subject, methods))
     keep(options.output / "predictions", cell, found)
-    plain = found[MAP].test.probabilities
-    assert plain is not None
-    return {method: score(cell, method, one, plain) for method, one in found.items()}
+    return scored(cell, found)
 
 
 def cells(options: argparse.Namespace) -> list[Cell]:
@@ -148,31 +144,15 @@ def main() -> None:
     """Run what is missing, then write the page."""
     options = parse()
     quiet()
-    store = options.results / SCORES
-    for cell in [] if options.report else cells(options):
-        known = load(store)
-        missing = [name for name in options.methods if (cell.key, name) not in known]
-        if missing:
-            start = time.perf_counter()
-            found = run(cell, missing, options)
-            known.update({(cell.key, method): one for method, one in found.items()})
-            write_text(store, as_csv(ordered(list(known.values()))))
-            told = ", ".join(f"{method} {one.nll:.4f}" for method, one in found.items())
-            print(f"{cell.label}: {told} after {time.perf_counter() - start:.0f} s", flush=True)
+    store, methods = options.results / SCORES, options.methods
+    if not options.report:
+        found = cells(options)
+        complete(store, found, methods, lambda cell, names: run(cell, names, options), ordered)
     scores = ordered(list(load(store).values()))
     write_text(options.results / PAGE, page(scores, options))
     if options.results == RESULTS:
         fill_readme("calibration", readme_tables(scores))
     print(summary_table(scores))
-
-
-def quiet() -> None:
-    """One thread, and no bars: cells say when they are done."""
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
 
 
 if __name__ == "__main__":

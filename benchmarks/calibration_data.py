@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from cells import keyed
 
 from posthoc_bhpeft.data import (
     RowSettings,
@@ -71,8 +71,7 @@ class Cell:
     def key(self) -> str:
         """The label with a hash of all that decides the result."""
         identity = {**asdict(self), "training": asdict(self.settings), "version": PROTOCOL}
-        text = json.dumps(identity, sort_keys=True)
-        return f"{self.label}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        return keyed(self.label, identity)
 
     @property
     def settings(self) -> TrainingSettings:

@@ -10,17 +10,20 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from calibration_data import Cell
-from calibration_methods import METHODS, Outcome
+from calibration_methods import MAP, METHODS, Outcome
 from torch import Tensor
 
 from posthoc_bhpeft.audit import metrics
 from posthoc_bhpeft.audit.metrics import detection
+from posthoc_bhpeft.checkpoints import write_text
 
 FIGURES = ("accuracy", "nll", "ece", "brier", "aurc")
 
@@ -102,6 +105,43 @@ def score(cell: Cell, method: str, found: Outcome, plain: Tensor) -> Score:
         fit_seconds=found.seconds[0],
         predict_seconds=found.seconds[1],
     )
+
+
+def scored(cell: Any, found: Mapping[str, Outcome]) -> dict[str, Score]:
+    """Every method's figures on a cell, MAP's among them."""
+    plain = found[MAP].test.probabilities
+    assert plain is not None
+    return {method: score(cell, method, one, plain) for method, one in found.items()}
+
+
+def complete(
+    store: Path,
+    cells: Iterable[Any],
+    methods: Sequence[str],
+    run: Callable[[Any, list[str]], Mapping[str, Score]],
+    ordered: Callable[[Sequence[Score]], list[Score]],
+) -> None:
+    """Run what the file does not have yet, and keep every cell as soon as it is done.
+
+    Args:
+        store: the file of scores.
+        cells: with a key and a label.
+        methods: wanted on each of them.
+        run: scores the methods on a cell; MAP always comes along, to be compared with.
+        ordered: how the scores stand in the file.
+    """
+    for cell in cells:
+        known = load(store)
+        missing = [method for method in methods if (cell.key, method) not in known]
+        if not missing:
+            continue
+        start = time.perf_counter()
+        found = run(cell, list(dict.fromkeys([MAP, *missing])))
+        # Read again: another process may have added cells meanwhile.
+        known = {**load(store), **{(cell.key, method): one for method, one in found.items()}}
+        write_text(store, as_csv(ordered(list(known.values()))))
+        told = ", ".join(f"{method} {one.nll:.4f}" for method, one in found.items())
+        print(f"{cell.label}: {told} after {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def told_apart(found: Outcome) -> dict[str, float]:

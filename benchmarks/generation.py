@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import transformers
-from calibration import quiet
+from cells import quiet
 from generation_models import (
     DRAWS,
     EPOCHS,

@@ -13,14 +13,11 @@ those in the committed `streams.csv`.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import multiprocessing
 import re
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields, replace
@@ -28,9 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import datasets
-import torch
-import transformers
+from cells import keyed, quiet
 from first_fit import FirstFit
 from pages import RESULTS, command, fill_readme
 from stream_data import STREAMS, Sizes, Stream
@@ -131,10 +126,8 @@ def identity(cell: Cell, setup: Setup) -> dict[str, Any]:
 
 def name_of(cell: Cell, setup: Setup) -> str:
     """What a cell is kept under; it changes with anything that decides its figures."""
-    text = json.dumps(identity(cell, setup), sort_keys=True)
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
     slug = re.sub(r"[^a-z0-9@.]+", "-", cell.label.lower()).strip("-")
-    return f"{slug}-{key}"
+    return keyed(slug, identity(cell, setup), digits=16)
 
 
 def path_of(cell: Cell, setup: Setup) -> Path:
@@ -176,15 +169,6 @@ def run_cell(cell: Cell, setup: Setup) -> dict[str, Any]:
     }
 
 
-def start_worker() -> None:
-    """Cells run beside each other, so each has one thread, and only what they return is said."""
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-
-
 def work(cell: Cell, setup: Setup) -> str:
     """Run a cell and write it; what it was, how good and how long, for the log."""
     start = time.perf_counter()
@@ -200,7 +184,7 @@ def run_cells(cells: Sequence[Cell], setup: Setup, workers: int) -> int:
     # Fresh processes: threads of this one, such as torch's, do not survive a fork.
     context = multiprocessing.get_context("spawn")
     failed = 0
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=quiet) as pool:
         jobs = {pool.submit(work, cell, setup): cell for cell in cells}
         for number, job in enumerate(as_completed(jobs), start=1):
             try:

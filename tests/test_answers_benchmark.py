@@ -61,6 +61,14 @@ def test_a_cell_is_another_where_anything_that_decides_it_is(
     assert first.key.startswith("arc_easy-20-0-")
 
 
+def test_committed_scores_are_those_of_their_cells(bench: Any) -> None:
+    store, path = importlib.import_module("calibration_store"), bench.RESULTS / bench.SCORES
+    options = bench.parse(["--data", "rows", "--model", "stories260K"])
+    found = {one.cell for one in store.load(path).values()}
+    assert found <= {one.key for one in bench.cells(options)}
+    assert found
+
+
 def test_rows_to_train_on_and_those_of_temperatures_are_apart(bench: Any, tmp_path: Path) -> None:
     data = written(tmp_path)
     first, second = (bench.rows_of(cell(bench, seed=seed), data) for seed in (0, 1))

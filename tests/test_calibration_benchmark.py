@@ -6,6 +6,7 @@ import gzip
 import importlib
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,6 +73,53 @@ def test_scores_come_back_from_the_file_and_old_revisions_do_not(
             one, auroc=0, auroc_total=0, auroc_epistemic=0
         )
     assert store.load(tmp_path / "none.csv") == {}
+
+
+def test_committed_scores_are_those_of_their_cells(bench: Any) -> None:
+    """No key has changed, so that nothing finished is computed again."""
+    calibration = bench("calibration")
+    found = bench("calibration_store").load(BENCHMARKS / "results" / "calibration.csv").values()
+    assert found
+    for one in found:
+        sizes = {"test_rows": calibration.TEST_ROWS, "max_length": calibration.MAX_LENGTH}
+        assert one.cell == calibration.Cell(one.name, one.rows, one.seed, one.protocol, **sizes).key
+
+
+def test_cells_that_another_process_adds_meanwhile_stay(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibration, store = bench("calibration"), bench("calibration_store")
+    file = tmp_path / "calibration.csv"
+
+    def run(one: Any, methods: Any, options: Any) -> Any:
+        other = scored(bench, cell(bench, seed=1), "MAP", 0.4)
+        file.write_text(store.as_csv([other]), encoding="utf-8")
+        return {"MAP": scored(bench, one, "MAP", 0.5)}
+
+    monkeypatch.setattr(calibration, "run", run)
+    monkeypatch.setattr(calibration, "quiet", lambda: None)
+    told = "calibration.py --data rows --sets sst2 --rows 320 --seeds 0 --methods MAP"
+    monkeypatch.setattr(sys, "argv", [*told.split(), "--results", str(tmp_path)])
+    calibration.main()
+    assert {one.seed: one.nll for one in store.load(file).values()} == {0: 0.5, 1: 0.4}
+
+
+def test_only_what_is_missing_is_run(bench: Any, tmp_path: Path) -> None:
+    store, first, second = bench("calibration_store"), cell(bench), cell(bench, seed=1)
+    file, asked = tmp_path / "calibration.csv", []
+    finished = [scored(bench, first, method, 0.5) for method in ("MAP", "temperature")]
+    half = scored(bench, second, "temperature", 0.5)
+    file.write_text(store.as_csv([*finished, half]), encoding="utf-8")
+
+    def run(one: Any, methods: Any) -> Any:
+        asked.append((one.seed, methods))
+        return {method: scored(bench, one, method, 0.5) for method in methods}
+
+    for _ in range(2):
+        store.complete(file, [first, second], ["temperature", "ours"], run, list)
+    # MAP comes along, to be compared with; the second time there is nothing to do.
+    assert asked == [(0, ["MAP", "ours"]), (1, ["MAP", "ours"])]
+    assert len(store.load(file)) == 6
 
 
 def test_the_summary_by_hand(bench: Any) -> None:

@@ -1,0 +1,32 @@
+"""What benchmarks of many trainings share: keys of what they keep, and quiet while they run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+
+import datasets
+import torch
+import transformers
+
+
+def keyed(label: str, identity: object, digits: int = 12) -> str:
+    """A label with a hash of all that decides a result: something else there, another key.
+
+    Args:
+        label: for people.
+        identity: what JSON can write.
+        digits: of the hash.
+    """
+    text = json.dumps(identity, sort_keys=True)
+    return f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:digits]}"
+
+
+def quiet() -> None:
+    """One thread, and no bars: cells say when they are done."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
