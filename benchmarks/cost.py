@@ -13,19 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from logits import Batch, Logits
 from pages import markdown, origin, publish
+from peaks import in_process, rise
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
@@ -182,15 +179,7 @@ def measure_times(rounds: int) -> list[tuple[str, str, list[float], float | None
     ]
 
 
-def peak_rise(case: Case) -> float:
-    """Rise of the resident set during one call, at its peak, in MiB (Linux)."""
-    # Writing 5 there resets the peak that the kernel keeps.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = psutil.Process().memory_info().rss / 2**20
-    case()
-    status = Path("/proc/self/status").read_text()
-    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(peak.split()[1]) / 2**10 - before
+MEMORY = ("training", "fit, random signs", "fit, exact", "predict")
 
 
 def memory_case(name: str) -> float:
@@ -205,24 +194,12 @@ def memory_case(name: str) -> float:
         "predict": lambda b: bayes.predict(b, Linearized()),
     }
     cases[name]({key: value[:1] for key, value in batch.items()})
-    return peak_rise(lambda: cases[name](batch))
+    return rise(lambda: cases[name](batch))
 
 
 def measure_memory() -> dict[str, float]:
-    """Peaks in MiB by case, each in a fresh process that returns freed memory at once."""
-    environment = {
-        **os.environ,
-        "MALLOC_MMAP_THRESHOLD_": "65536",
-        "MALLOC_TRIM_THRESHOLD_": "65536",
-    }
-    found = {}
-    for name in ("training", "fit, random signs", "fit, exact", "predict"):
-        command = [sys.executable, __file__, "--memory-case", name]
-        result = subprocess.run(
-            command, capture_output=True, text=True, check=True, env=environment
-        )
-        found[name] = json.loads(result.stdout.splitlines()[-1])
-    return found
+    """Peaks in MiB by case, each in a process of its own."""
+    return {name: in_process(__file__, "--memory-case", name) for name in MEMORY}
 
 
 def verdict(value: float, target: float | None) -> str:

@@ -1,25 +1,25 @@
 """How near is `estimate` to what a process takes? Peaks of resident memory, phase by phase.
 
-    MALLOC_MMAP_THRESHOLD_=65536 python benchmarks/memory.py minilm
-    MALLOC_MMAP_THRESHOLD_=65536 python benchmarks/memory.py wide --rank 64
+    python benchmarks/memory.py --output benchmarks/results/memory.md
 
-On Linux and a CPU. The variable makes the C library give memory back as soon as a tensor is gone;
-without it, what is measured is what it holds back. `wide` is one Llama layer of random weights,
-4096 wide, with LoRA.
+On Linux and a CPU, one thread, each model in a process of its own. `wide` is one Llama layer of
+random weights, 4096 wide, with LoRA, its factors in low rank.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import sys
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
-from peft import LoraConfig, get_peft_model
-from torch import nn
+from cost import batch_of, minilm
+from pages import markdown, origin, publish
+from peaks import in_process, peak_of, resident
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig
 from transformers.models.auto.modeling_auto import AutoModelForSequenceClassification
 
@@ -28,27 +28,19 @@ from posthoc_bhpeft import (
     Categorical,
     DiagonalGGN,
     GaussianPrior,
-    HybridConfig,
     KroneckerGGN,
     Linearized,
     discover,
     estimate,
 )
 from posthoc_bhpeft.api import unit_posterior
-from posthoc_bhpeft.checkpoints import load_base
 from posthoc_bhpeft.curvature import fit_curvature
 
-MIB = 2**20
-Result = TypeVar("Result")
+CLASSES, BATCHES = 3, 3
+PHASES = ("summing over the data", "decomposing", "predicting a batch")
 
 
-def minilm() -> nn.Module:
-    """The packaged MiniLM with LoRA, adapters and prefix, untrained."""
-    base = load_base("minilm", label_names=["a", "b", "c"])
-    return get_peft_model(base, HybridConfig(task_type="SEQ_CLS")).eval()
-
-
-def wide() -> nn.Module:
+def wide() -> PeftModel:
     """One Llama layer, 4096 wide."""
     config = LlamaConfig(
         vocab_size=1000,
@@ -57,49 +49,47 @@ def wide() -> nn.Module:
         num_hidden_layers=1,
         num_attention_heads=32,
         num_key_value_heads=8,
-        num_labels=3,
+        num_labels=CLASSES,
         pad_token_id=0,
     )
     lora = LoraConfig(task_type="SEQ_CLS", r=8, target_modules=["q_proj", "v_proj"])
     return get_peft_model(AutoModelForSequenceClassification.from_config(config), lora).eval()
 
 
-def batches(rows: int, length: int) -> list[dict[str, Any]]:
-    """Three batches of made-up tokens."""
-    generator = torch.Generator().manual_seed(0)
-    return [
-        {
-            "input_ids": torch.randint(1, 1000, (rows, length), generator=generator),
-            "attention_mask": torch.ones(rows, length, dtype=torch.long),
-            "labels": torch.randint(0, 3, (rows,), generator=generator),
-        }
-        for _ in range(3)
-    ]
+@dataclass(frozen=True)
+class Case:
+    """A model and what it is fitted on.
+
+    Attributes:
+        label: For people.
+        build: Makes the model.
+        rows: Of a batch.
+        tokens: Of a row.
+        rank: Of wide factors; whole ones where it is `None`.
+    """
+
+    label: str
+    build: Callable[[], PeftModel]
+    rows: int
+    tokens: int
+    rank: int | None = None
 
 
-def resident(name: str) -> int:
-    """A line of the kernel's record of this process, in bytes: VmRSS, or VmHWM for the peak."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+CASES: Mapping[str, Case] = {
+    "minilm": Case("MiniLM, hybrid", lambda: minilm(CLASSES), 16, 64),
+    "wide": Case("one Llama layer 4096 wide, LoRA, rank 64", wide, 4, 32, 64),
+}
+# Of a phase: the peak above the loaded model, and what it was estimated to be, in MiB.
+Peaks = dict[str, tuple[float, float]]
 
 
-def peak_of(run: Callable[[], Result]) -> tuple[Result, int]:
-    """What `run` returns, and the most memory while it ran."""
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    return run(), resident("VmHWM")
-
-
-def main() -> None:
-    """Fit, decompose and predict, each beside its estimate."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", choices=["minilm", "wide"])
-    parser.add_argument("--rank", type=int, default=None)
-    asked = parser.parse_args()
+def measure(case: Case) -> Peaks:
+    """Fit, decompose and predict in this process, each beside its estimate."""
     torch.set_num_threads(1)
-    model = minilm() if asked.model == "minilm" else wide()
-    loader = batches(16, 64) if asked.model == "minilm" else batches(4, 32)
-    blocks, curvature = discover(model), KroneckerGGN(rank=asked.rank)
+    model = case.build()
+    sizes = {"rows": case.rows, "tokens": case.tokens}
+    loader = [batch_of(model, seed=seed, **sizes) for seed in range(BATCHES)]
+    blocks, curvature = discover(model), KroneckerGGN(rank=case.rank)
     expected = estimate(model, loader, curvature=curvature).phases
     # Once before: what libraries load at their first call is none of ours.
     fit_curvature(model, blocks, loader[:1], Categorical(), DiagonalGGN())
@@ -110,12 +100,45 @@ def main() -> None:
     posterior, decompose = peak_of(lambda: unit_posterior(model, blocks, (), fitted, prior))
     bayes = BayesianPeft(model, posterior, Categorical(), Linearized(), curvature, "")
     _, predict = peak_of(lambda: bayes.predict(loader[0]))
-    names = ("summing over the data", "decomposing", "predicting a batch")
-    for name, peak in zip(names, (fit, decompose, predict), strict=True):
-        real, told = peak - start, expected[name]
-        sys.stdout.write(
-            f"{name}: {real / MIB:.0f} MiB, estimated {told / MIB:.0f}, {told / real:.2f}\n"
-        )
+    pairs = zip(PHASES, (fit, decompose, predict), strict=True)
+    return {phase: (peak - start, expected[phase] / 2**20) for phase, peak in pairs}
+
+
+def table(found: Mapping[str, Peaks]) -> str:
+    """A row a phase of a model."""
+    rows = [
+        [name, phase, f"{real:.0f}", f"{told:.0f}", f"{told / real:.2f}"]
+        for name, peaks in found.items()
+        for phase, (real, told) in peaks.items()
+    ]
+    return markdown(["model", "phase", "peak, MiB", "estimated, MiB", "estimated ÷ peak"], rows)
+
+
+def page(found: Mapping[str, Peaks]) -> str:
+    """The page that is committed."""
+    sizes = "; ".join(f"{c.label}: {c.rows} rows of {c.tokens} tokens" for c in CASES.values())
+    return f"""# The estimate of memory beside peaks
+
+{origin("torch", "transformers", "peft")}; CPU, one thread. \
+Resident memory of the process above the loaded model, at its peak in each phase, beside what \
+`estimate` says of it. {BATCHES} batches ({sizes}), {CLASSES} classes, float32, whole factors but \
+where a rank is named.
+
+{table(found)}
+"""
+
+
+def main() -> None:
+    """Measure every model, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--case", choices=list(CASES), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case:
+        print(json.dumps(measure(CASES[options.case])))
+        return
+    found = {one.label: in_process(__file__, "--case", name) for name, one in CASES.items()}
+    publish(page(found), options.output)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import argparse
 import os
 import socket
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +28,8 @@ from posthoc_bhpeft import Categorical, KroneckerGGN, Shard, discover
 from posthoc_bhpeft.curvature import Contrasts, fit_curvature
 
 
-def work(rank: int, world: int, port: int, n_batches: int, rounds: int, folder: str) -> None:
-    """One process: its seconds a round, and its factors, into files."""
+def work(rank: int, world: int, port: int, n_batches: int, folder: str) -> None:
+    """One process: its seconds and its factors, into a file."""
     torch.set_num_threads(1)
     # A head is made anew: the same in every process.
     torch.manual_seed(0)
@@ -38,25 +39,27 @@ def work(rank: int, world: int, port: int, n_batches: int, rounds: int, folder: 
     model = minilm(3)
     blocks = discover(model)
     batches = [batch_of(model, seed=index) for index in range(rank, n_batches, world)]
-    estimator, seconds = KroneckerGGN(Contrasts()), []
-    for _ in range(rounds + 1):
+    estimator = KroneckerGGN(Contrasts())
+    # The first fit warms up; the second is the one that counts.
+    for _ in range(2):
         distributed.barrier()
         start = time.perf_counter()
         fitted = fit_curvature(model, blocks, Shard(batches), Categorical(), estimator)
         distributed.barrier()
-        seconds.append(time.perf_counter() - start)
+        seconds = time.perf_counter() - start
     factors = {name: one.tensors() for name, one in fitted.operators.items()}
-    torch.save({"seconds": seconds[1:], "factors": factors}, f"{folder}/{world}-{rank}.pt")
+    torch.save({"seconds": seconds, "factors": factors}, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
-def run(world: int, n_batches: int, folder: Path) -> dict[str, Any]:
-    """What the first of `world` processes found in one round."""
+def run(world: int, n_batches: int) -> dict[str, Any]:
+    """What the first of `world` processes found."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(work, (world, port, n_batches, 1, str(folder)), nprocs=world)
-    found: dict[str, Any] = torch.load(folder / f"{world}-0.pt", weights_only=True)
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(work, (world, port, n_batches, folder), nprocs=world)
+        found: dict[str, Any] = torch.load(f"{folder}/0.pt", weights_only=True)
     return found
 
 
@@ -95,15 +98,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, default=24)
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=Path("outputs/processes"))
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
     ratios, alone, error = [], [], 0.0
     for _ in range(options.pairs):
-        one, two = (run(world, options.batches, options.folder) for world in (1, 2))
-        alone.append(one["seconds"][0])
-        ratios.append(one["seconds"][0] / two["seconds"][0])
+        one, two = (run(world, options.batches) for world in (1, 2))
+        alone.append(one["seconds"])
+        ratios.append(one["seconds"] / two["seconds"])
         error = max(error, difference(one["factors"], two["factors"]))
     publish(report(ratios, alone, error, options.batches), options.output)
 

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +27,6 @@ from cost import (
     forward,
     laplace_fit,
     minilm,
-    peak_rise,
     timed,
     training,
     tuned,
@@ -37,6 +34,7 @@ from cost import (
 )
 from logits import Batch, Logits
 from pages import markdown, publish
+from peaks import in_process, rise
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig
 
@@ -56,8 +54,8 @@ LLAMAS = {
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
 }
 SAMPLES = 10
+# Classes below which laplace-torch's linearised predictive is measured: it takes 100 passes.
 FEW = 4
-"""Classes below which laplace-torch's linearised predictive is measured: it takes 100 passes."""
 
 
 @dataclass(frozen=True)
@@ -311,12 +309,7 @@ WEIGHED = {
 
 
 def memory_table() -> str:
-    """Peaks above the loaded model in MiB, each in a fresh process that gives memory back."""
-    environment = {
-        **os.environ,
-        "MALLOC_MMAP_THRESHOLD_": "65536",
-        "MALLOC_TRIM_THRESHOLD_": "65536",
-    }
+    """Peaks above the loaded model in MiB, each in a process of its own."""
     names = list(memory_cases(Cell()))
     rows = []
     for size, cell in WEIGHED.items():
@@ -325,11 +318,7 @@ def memory_table() -> str:
             if "LoRA" in name and cell != Cell():
                 texts.append("–")
                 continue
-            command = [sys.executable, __file__, "--weigh", size, name]
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=True, env=environment
-            )
-            peak = json.loads(done.stdout.splitlines()[-1])
+            peak = in_process(__file__, "--weigh", size, name)
             unit = unit or peak
             texts.append(f"{peak:.0f} ({peak / unit:.2f})")
         rows.append(said([size, *texts]))
@@ -377,7 +366,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.weigh:
         size, name = arguments.weigh
-        print(json.dumps(peak_rise(memory_cases(WEIGHED[size])[name]())))
+        print(json.dumps(rise(memory_cases(WEIGHED[size])[name]())))
         return
     publish(report(arguments), arguments.output)
 

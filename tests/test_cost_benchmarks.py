@@ -66,3 +66,29 @@ def test_processes_are_compared_relative_to_the_largest_number() -> None:
     assert processes.difference(one, other) == pytest.approx(0.25)
     said = processes.report([1.0, 3.0, 2.0], [5.0, 5.0, 5.0], 1e-6, 24)
     assert "2.00 times as fast as one (1.00 to 3.00 over 3 pairs" in said
+
+
+def test_a_peak_is_that_of_the_call_alone() -> None:
+    peaks = importlib.import_module("peaks")
+    big = peaks.rise(lambda: torch.ones(2**24).sum())
+    assert 60 < big < 80  # MiB; the tensor is gone again, its peak is not.
+    assert peaks.rise(lambda: None) < 8
+
+
+def test_a_script_is_weighed_in_a_process_that_gives_memory_back(tmp_path: Path) -> None:
+    peaks, script = importlib.import_module("peaks"), tmp_path / "script.py"
+    script.write_text(
+        "import json, os, sys\n"
+        "print('said before')\n"
+        "print(json.dumps([os.environ['MALLOC_TRIM_THRESHOLD_'], *sys.argv[1:]]))\n"
+    )
+    assert peaks.in_process(str(script), "--case", "a b") == ["65536", "--case", "a b"]
+
+
+def test_estimates_stand_beside_the_peaks() -> None:
+    memory = importlib.import_module("memory")
+    table = memory.table({"wide": {"decomposing": (12.0, 30.0), "predicting": (40.4, 20.2)}})
+    assert table.splitlines()[2:] == [
+        "| wide | decomposing | 12 | 30 | 2.50 |",
+        "| wide | predicting | 40 | 20 | 0.50 |",
+    ]
