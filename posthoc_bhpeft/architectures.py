@@ -11,6 +11,7 @@ BY_TASK_TYPE = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
     "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
 }
 """peft's task types that are no sequence classification."""
 
@@ -20,7 +21,10 @@ LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 MULTIPLE_CHOICE = "ForMultipleChoice"
 """End of the names of classes that score one text a choice."""
 
-LABELLED = ("ForSequenceClassification", "ForTokenClassification")
+TOKEN_CLASSIFIERS = "ForTokenClassification"
+"""End of the names of classes that label every token."""
+
+LABELLED = ("ForSequenceClassification", TOKEN_CLASSIFIERS)
 """Ends of the names of classes whose head has an output for every label."""
 
 

@@ -37,6 +37,7 @@ from posthoc_bhpeft.cli.rows import (
     training_rows,
 )
 from posthoc_bhpeft.data import TextData, open_source
+from posthoc_bhpeft.data.forms import Form
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.saving import POSTERIOR_FILE
 
@@ -104,12 +105,19 @@ def opened(folder: str, asked: Asked) -> Opened:
     check_no_stream(Path(folder))
     path = checkpoint_folder(folder)
     found = open_checkpoint(path)
+    if found.task is Form.WORDS:
+        raise ConfigError(
+            f"{folder!r} gives every word a label, and an audit is about one class a row. Make "
+            f"words the rows: `bhpeft predict {folder} --output preds`, then `bhpeft audit "
+            "preds/words.jsonl`; beside the trained weights, a second file made with --predictive "
+            "map."
+        )
     predictor = load_predictor(
         path,
         base=None if asked.base is None else resolve_model(asked.base),
         device=best_device(asked.device),
         point=not (path / POSTERIOR_FILE).is_file(),
-        regression=found.regression,
+        likelihood=found.likelihood,
     )
     return Opened(found, predictor, asked)
 

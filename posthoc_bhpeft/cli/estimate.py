@@ -66,7 +66,6 @@ def estimate(
         from posthoc_bhpeft.cli.fit import chosen_curvature
         from posthoc_bhpeft.cli.rows import open_checkpoint
         from posthoc_bhpeft.errors import ConfigError
-        from posthoc_bhpeft.likelihood import Categorical, Gaussian
         from posthoc_bhpeft.size import estimate as ask
         from posthoc_bhpeft.size import shapes_of, tables
 
@@ -78,7 +77,7 @@ def estimate(
         needed = ask(
             found.task.outline(shapes, found.n_choices),
             curvature=chosen_curvature(curvature, directions, rank),
-            likelihood=Gaussian() if found.regression else Categorical(),
+            likelihood=found.likelihood,
             batch_size=batch_size,
             length=max_length or found.max_length,
             n_rows=recorded if rows is None else rows,

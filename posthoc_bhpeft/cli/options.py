@@ -23,6 +23,7 @@ class TaskChoice(str, Enum):
 
     text = "text"
     choices = "choices"
+    words = "words"
 
 
 JsonOption = Annotated[

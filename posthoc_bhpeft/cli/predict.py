@@ -84,6 +84,8 @@ def predict(
     predictions.jsonl has a row each: index, label (where known), prediction, probabilities, and in
     nats total, aleatoric (ambiguous text) and epistemic uncertainty (unknown to the model). With
     --review also review (true: for a human) and, where the rule makes sets, the set of labels.
+    Where every word has a label, these are lists with an entry for each of `words`, probability is
+    that of the predicted class, and words.jsonl has a row a word with all probabilities.
 
     \b
     Examples:
@@ -116,12 +118,23 @@ def predict(
             rows_to_predict,
             tokenizer_of,
         )
+        from posthoc_bhpeft.cli.worded import WordPredictions
         from posthoc_bhpeft.data import RowSettings, in_row_order
+        from posthoc_bhpeft.data.forms import Form
+        from posthoc_bhpeft.errors import ConfigError
 
         check_no_stream(checkpoint)
         folder = checkpoint_folder(checkpoint)
         check_output(output, overwrite=overwrite)
         found = open_checkpoint(folder)
+        of_words = found.task is Form.WORDS
+        if of_words and review:
+            raise ConfigError(
+                f"--review decides about rows, and a row of {str(folder)!r} is a text with a label "
+                "for every word. Leave it out: predictions.jsonl says how uncertain each word is, "
+                "and `bhpeft audit` of its words.jsonl finds a threshold."
+            )
+        asked = _predictive(predictive, link, samples, seed, of_words=of_words)
         named = RowSettings(
             source=data or "",
             text_column=text_column,
@@ -137,21 +150,30 @@ def predict(
             base=None if model is None else resolve_model(model),
             device=best_device(device),
             point=predictive is PredictiveChoice.map,
-            regression=found.regression,
+            likelihood=found.likelihood,
         )
         if predictor.bayes is None:
             predictor = predictor.asked(found.task, rows, tokenizer_of(found, predictor.base))
         predictor.check_choices(rows)
         names = found.names_for_reading or rows.label_names
-        chosen = _predictive(predictive, link, samples, seed) or predictor.usual
+        chosen = asked or predictor.usual
         if review:
             predictor.check_review(chosen)
         loader = batches_of(found, rows, predictor.base, batch_size)
         prediction = predictor.predict(loader, chosen, review=review, progress=out.progress)
         prediction = in_row_order(loader, prediction)
-        metrics, reviews = measure(prediction, rows), predictor.describe_review(prediction)
+        reviews = predictor.describe_review(prediction)
+        if of_words:
+            words = WordPredictions.of(rows, prediction, loader.dataset.places)
+            out.say(words.describe())
+            metrics = words.measure()
+            files = {"predictions": words.text_rows(names), "words": words.word_rows(names)}
+        else:
+            metrics = measure(prediction, rows)
+            files = {"predictions": prediction_rows(prediction, rows, names)}
         with whole_folder(output, overwrite=overwrite) as fresh:
-            write_rows(fresh / "predictions.jsonl", prediction_rows(prediction, rows, names))
+            for name, lines in files.items():
+                write_rows(fresh / f"{name}.jsonl", lines)
             about = {
                 "checkpoint": str(folder),
                 "data": rows.source,
@@ -176,12 +198,24 @@ def predict(
 
 
 def _predictive(
-    choice: PredictiveChoice, link: LinkChoice | None, samples: int | None, seed: int
+    choice: PredictiveChoice,
+    link: LinkChoice | None,
+    samples: int | None,
+    seed: int,
+    *,
+    of_words: bool,
 ) -> Predictive | None:
     """The predictive asked for; `None` is the one that was fitted."""
     from posthoc_bhpeft import predictive as p
     from posthoc_bhpeft.errors import ConfigError
 
+    if of_words and choice is PredictiveChoice.linearised and link in (None, LinkChoice.log_odds):
+        return p.Tangent(samples=samples or 16, seed=seed)
+    if of_words and link is not None:
+        raise ConfigError(
+            f"--link {link.value} needs the covariance of all outputs, which at every word would "
+            "take too many passes. Words have the link log-odds: leave --link out."
+        )
     draws = choice is PredictiveChoice.sampled or link is LinkChoice.monte_carlo
     if samples is not None and not draws:
         raise ConfigError(

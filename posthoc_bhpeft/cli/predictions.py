@@ -16,10 +16,13 @@ from posthoc_bhpeft.api import BayesianPeft, Predictive
 from posthoc_bhpeft.audit import summary
 from posthoc_bhpeft.checkpoints import load_adapter
 from posthoc_bhpeft.cli.output import plain
+from posthoc_bhpeft.cli.worded import rounded
 from posthoc_bhpeft.data.forms import Form
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.errors import ConfigError, DataError
+from posthoc_bhpeft.likelihood import Bernoulli, Gaussian, Likelihood
 from posthoc_bhpeft.predictive import MAP, Prediction
+from posthoc_bhpeft.predictive.positions import counted_positions
 from posthoc_bhpeft.predictive.uncertainty import predict_point
 from posthoc_bhpeft.saving import POSTERIOR_FILE
 from posthoc_bhpeft.tasks import AnswerTokens, base_of, split_task
@@ -31,7 +34,12 @@ class Predictor:
 
     model: nn.Module
     bayes: BayesianPeft | None
-    regression: bool
+    likelihood: Likelihood
+
+    @property
+    def regression(self) -> bool:
+        """Whether it predicts real numbers."""
+        return isinstance(self.likelihood, Gaussian)
 
     @property
     def base(self) -> str:
@@ -41,7 +49,8 @@ class Predictor:
 
     def asked(self, task: Form, rows: TextData, tokenizer: Any) -> Predictor:
         """The same without a posterior, put to the task of its rows, which no file records."""
-        return replace(self, model=task.wrap(self.model, rows, tokenizer))
+        likelihood = Bernoulli() if rows.multi_label else self.likelihood
+        return replace(self, model=task.wrap(self.model, rows, tokenizer), likelihood=likelihood)
 
     def check_choices(self, rows: TextData) -> None:
         """Raise where a row has more choices than the posterior has answers, before any work.
@@ -94,38 +103,45 @@ class Predictor:
         """Predict all batches, in the order of the loader, on the CPU."""
         if self.bayes is not None:
             return self.bayes.predict_loader(loader, predictive, review=review, progress=progress)
-        return _predict_without_posterior(self.model, loader, self.regression, progress)
+        return _predict_without_posterior(self.model, loader, self.likelihood, progress)
 
 
 def load_predictor(
-    folder: Path, *, base: str | None, device: torch.device, point: bool, regression: bool
+    folder: Path, *, base: str | None, device: torch.device, point: bool, likelihood: Likelihood
 ) -> Predictor:
     """Load a checkpoint with its posterior; for trained weights alone it needs none.
+
+    Args:
+        folder: Of the checkpoint.
+        base: The base model, where the recorded one is not to be used.
+        device: To predict on.
+        point: Whether the trained weights alone will do.
+        likelihood: Of the labels, for these.
 
     Raises:
         CheckpointError: there is no posterior, or something does not fit.
     """
     if point and not (folder / POSTERIOR_FILE).is_file():
-        return Predictor(load_adapter(folder, base=base).to(device), None, regression)
+        return Predictor(load_adapter(folder, base=base).to(device), None, likelihood)
     bayes = BayesianPeft.from_pretrained(folder, base=base, device=device)
-    return Predictor(bayes.model, bayes, regression)
+    return Predictor(bayes.model, bayes, bayes.likelihood)
 
 
 def _predict_without_posterior(
-    model: nn.Module, loader: Any, regression: bool, progress: bool
+    model: nn.Module, loader: Any, likelihood: Likelihood, progress: bool
 ) -> Prediction:
     from posthoc_bhpeft.batches import device_of, evaluating, forward, move, split_batch
-    from posthoc_bhpeft.likelihood import Categorical, Gaussian
     from posthoc_bhpeft.progress import track
 
-    # Without a fit the noise of a regression is not known; 1 is what squared error assumes.
-    likelihood = Gaussian(1.0) if regression else Categorical()
-    parts = []
+    parts, positions = [], likelihood.positions
     with evaluating(model), torch.no_grad():
         for batch in track(loader, "Predict", len(loader), progress):
             inputs, labels = split_batch(batch)
-            outputs = forward(model, move(inputs, device_of(model)))
-            parts.append(predict_point(likelihood, outputs).with_labels(labels).cpu())
+            inputs = move(inputs, device_of(model))
+            outputs = forward(model, inputs, positions=positions)
+            mask = counted_positions(model, inputs, outputs) if positions else None
+            point = replace(predict_point(likelihood, outputs), mask=mask)
+            parts.append(point.with_labels(labels).cpu())
     return Prediction.concatenate(parts)
 
 
@@ -182,7 +198,7 @@ def prediction_rows(
             row["label"] = rows.labels[n]
         if prediction.probabilities is not None:
             row |= _answer(prediction, n, label_names)
-            row["probabilities"] = _rounded(prediction.probabilities[n])
+            row["probabilities"] = rounded(prediction.probabilities[n])
         elif deviations is not None:
             row["prediction"] = float(prediction.logits[n, 0])
             row["probabilities"] = None
@@ -217,8 +233,3 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
-
-
-def _rounded(values: torch.Tensor) -> list[float]:
-    """Seven digits: more than float32 knows."""
-    return [round(float(value), 7) for value in values]

@@ -19,6 +19,7 @@ from posthoc_bhpeft.data import (
 from posthoc_bhpeft.data.forms import Form
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.errors import ConfigError, DataError
+from posthoc_bhpeft.likelihood import Categorical, Gaussian, Likelihood, Tokens
 from posthoc_bhpeft.streams.identity import STREAM_FILE
 from posthoc_bhpeft.streams.lineage import LINEAGE_FILE, Lineage, read_lineage
 from posthoc_bhpeft.streams.rounds import Heads
@@ -44,14 +45,27 @@ class Checkpoint:
     @property
     def regression(self) -> bool:
         """Whether labels are real numbers."""
-        return self.label_names is None and not self.task.with_choices
+        return self.label_names is None and self.task is Form.TEXT
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Of one label a row, or one a word, as far as files tell; the noise is not known."""
+        if self.task is Form.WORDS:
+            return Tokens()
+        # What squared error assumes.
+        return Gaussian(1.0) if self.regression else Categorical()
 
     def read_as(self, settings: RowSettings) -> RowSettings:
         """Settings for reading rows as this checkpoint needs them."""
-        asked = replace(settings, choices=self.task.with_choices)
         # One label a row is what was trained here; only others can have trained something else.
-        lists = None if self.record is None and not asked.choices else False
-        return replace(asked, multi_label=lists, regression=self.regression)
+        lists = None if self.record is None and self.task is Form.TEXT else False
+        return replace(
+            settings,
+            choices=self.task.with_choices,
+            words=self.task is Form.WORDS,
+            multi_label=lists,
+            regression=self.regression,
+        )
 
     @property
     def max_length(self) -> int:

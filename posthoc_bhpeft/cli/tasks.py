@@ -10,7 +10,7 @@ from posthoc_bhpeft.checkpoints import ADAPTER_FILE, read_json
 from posthoc_bhpeft.data.forms import Form
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.errors import ConfigError
-from posthoc_bhpeft.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
+from posthoc_bhpeft.likelihood import Bernoulli, Categorical, Gaussian, Likelihood, Tokens
 from posthoc_bhpeft.saving import POSTERIOR_FILE
 
 if TYPE_CHECKING:
@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 UNNAMED = "LABEL_"
 """Start of the names that transformers gives to labels without one."""
 
-REFUSED = ("ForTokenClassification", "ForSeq2SeqLM", "ForQuestionAnswering")
+TRANSLATORS = ("ForSeq2SeqLM", "ForConditionalGeneration")
+"""Ends of the names of encoder-decoders."""
+
+REFUSED = "ForQuestionAnswering"
+
+DONE = (
+    "The command line does text classification, regression, several labels a row, a label for "
+    "every word, multiple choice, and language models that answer with a letter."
+)
 
 
 def task_of(folder: Path) -> Form:
@@ -30,17 +38,24 @@ def task_of(folder: Path) -> Form:
         ConfigError: for a model that the command line cannot ask.
     """
     name = name_in_adapter(read_json(folder / ADAPTER_FILE)) or ""
+    if name.endswith(TRANSLATORS):
+        raise ConfigError(
+            f"{str(folder)!r} is an adapter of {name}, an encoder-decoder. {DONE} In Python: "
+            "bayesianize(model, loader, likelihood=Tokens()), with batches of "
+            "DataCollatorForSeq2Seq(tokenizer, model=model); see docs/generation.md."
+        )
     if name.endswith(REFUSED):
         raise ConfigError(
-            f"{str(folder)!r} is an adapter of {name}. The command line does text classification, "
-            "regression, several labels a row, multiple choice, and language models that answer "
-            "with a letter. Use Python: docs/tasks.md."
+            f"{str(folder)!r} is an adapter of {name}. {DONE} In Python a task of your own may say "
+            "what its outputs are: docs/tasks.md."
         )
     return Form.of(name)
 
 
 def likelihood_of(rows: TextData) -> Likelihood:
     """Of the labels of these rows."""
+    if rows.words is not None:
+        return Tokens()
     if rows.multi_label:
         return Bernoulli()
     return Gaussian() if rows.regression else Categorical()

@@ -45,8 +45,8 @@ def train(
         typer.Option(
             "--task",
             help="text: a head reads each text. choices: a causal language model answers with the "
-            "letter of a choice; another model gets a head that scores each choice. [default: "
-            "choices where rows have a column of that name]",
+            "letter of a choice; another model gets a head that scores each choice. words: a head "
+            "labels each word. [default: what the columns of the rows tell]",
         ),
     ] = None,
     peft: PeftOption = PeftChoice.hybrid,
@@ -104,7 +104,8 @@ def train(
 
     A question is a row with a text, a list of texts in the column `choices`, and as its label the
     number of the right one, counted from 0. Where there is no such column, --task choices takes
-    the names of the classes for the choices of every row.
+    the names of the classes for the choices of every row. For a label on each word a row has a list
+    of words (`tokens`) and a list of as many labels (`ner_tags`, `tags` or `labels`).
 
     \b
     Examples:
@@ -114,6 +115,7 @@ def train(
       bhpeft train --data faq.jsonl --text-column question --label-column intent --output out
       bhpeft train --model Qwen/Qwen2.5-0.5B --data arc_easy --output out
       bhpeft train --model Qwen/Qwen2.5-0.5B --data boolq --task choices --output out
+      bhpeft train --data wnut_17 --output out
     """  # noqa: D301 - \b is the character that keeps lines apart
     with running(as_json=as_json, quiet=quiet, debug=debug) as out:
         from dataclasses import replace
@@ -152,6 +154,7 @@ def train(
             label_column=label_column,
             regression=True if regression else None,
             choices=None if task is None else task is TaskChoice.choices,
+            words=None if task is None else task is TaskChoice.words,
             drop_unlabelled=drop_unlabelled,
             max_rows=max_rows,
             max_validation_rows=max_validation_rows,

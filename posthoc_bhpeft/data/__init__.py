@@ -13,6 +13,7 @@ from posthoc_bhpeft.data.loader import (
     in_row_order,
     make_loader,
 )
+from posthoc_bhpeft.data.pieces import encode_words
 from posthoc_bhpeft.data.prompts import answer_prompt, encode_choices, encode_prompts
 from posthoc_bhpeft.data.read import load_rows
 from posthoc_bhpeft.data.rows import TextData
@@ -30,6 +31,7 @@ __all__ = [
     "encode",
     "encode_choices",
     "encode_prompts",
+    "encode_words",
     "in_row_order",
     "load_rows",
     "make_loader",

@@ -29,6 +29,7 @@ class RowSettings:
         drop_unlabelled: leave out rows whose label is missing or -1.
         choices: rows are questions with choices; None tells from their columns.
         multi_label: labels are lists; None tells from the values.
+        words: rows are words with a label for each; None tells from their columns.
         max_rows: draw at most so many training rows by seed.
         max_validation_rows: draw at most so many validation rows by seed.
         seed: for every draw.
@@ -45,6 +46,7 @@ class RowSettings:
     drop_unlabelled: bool = False
     choices: bool | None = False
     multi_label: bool | None = False
+    words: bool | None = False
     max_rows: int | None = None
     max_validation_rows: int = 500
     seed: int = 0
@@ -113,6 +115,7 @@ def read_rows(
         ignore_labels=ignore_labels,
         choices=settings.choices,
         multi_label=settings.multi_label,
+        words=settings.words,
     )
 
 
@@ -129,8 +132,12 @@ def _validation(
             f"{source.name} has no validation split: {len(validation)} training rows, drawn with "
             f"seed {settings.seed}, are kept back to decide when to stop",
         )
-    asked = whole.choices is not None
-    same = replace(settings, regression=whole.regression, choices=asked)
+    same = replace(
+        settings,
+        regression=whole.regression,
+        choices=whole.choices is not None,
+        words=whole.words is not None,
+    )
     rows = read_rows(same, source, split, label_names=whole.label_names)
     validation = rows.draw(settings.max_validation_rows, settings.seed)
     return whole, validation, f"{len(validation)} rows of {split!r} decide when to stop"

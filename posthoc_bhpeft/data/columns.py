@@ -108,9 +108,13 @@ def find_columns(
     if found is None and len(texts) == 1:
         found = texts[0]
     if found is None:
+        lists = {"tokens", "words"} & {name for name, kind in kinds.items() if kind is list}
+        words = (
+            " Words with a label each: `bhpeft train --task words` (words=True)." if lists else ""
+        )
         raise DataError(
             f"Cannot tell which column holds the text. The columns are: {_listed(kinds)}. "
-            "Name it with --text-column (text_column=)."
+            f"Name it with --text-column (text_column=).{words}"
         )
     return Columns(found, pair, label)
 
@@ -172,6 +176,34 @@ def is_missing(value: Any) -> bool:
     if isinstance(value, float) and math.isnan(value):
         return True
     return isinstance(value, int) and not isinstance(value, bool) and value == OUT_OF_SCOPE
+
+
+def class_names(
+    feature: Any, values: Sequence[Any], names: Sequence[str] | None
+) -> tuple[Sequence[Any], Sequence[str] | None]:
+    """Indices of a hub `ClassLabel` become names, so a checkpoint's own order can apply."""
+    own = getattr(feature, "names", None)
+    if own is None or not all(isinstance(value, int) for value in values):
+        return values, names
+    return [own[value] for value in values], names or own
+
+
+def missing_labels(values: Sequence[Any], kept: Sequence[int], column: str, where: str) -> str:
+    """The message where some rows have no label, with the ways out."""
+    present = set(kept)
+    missing = [row for row in range(len(values)) if row not in present]
+    outside = sum(values[row] == OUT_OF_SCOPE for row in missing)
+    what = (
+        f"{outside} of {len(values)} rows have the label {OUT_OF_SCOPE}, which stands for out of "
+        f"scope or hidden (first: row {missing[0]})"
+        if outside
+        else f"{len(missing)} of {len(values)} rows have no label (first: row {missing[0]})"
+    )
+    ways = "leave labels out with --ignore-labels (ignore_labels=True)"
+    if kept:
+        ways = f"drop these rows with --drop-unlabelled (drop_unlabelled=True), or {ways}"
+    own = f" If {OUT_OF_SCOPE} is a class of its own, give it a name." if outside else ""
+    return f"{where}, column {column!r}: {what}. Either {ways} to predict them all.{own}"
 
 
 def _real(values: list[float]) -> Labels:

@@ -1,4 +1,4 @@
-"""How rows are put to a model: as texts, as prompts before an answer, or as one text a choice."""
+"""How rows are put to a model: as texts, as prompts, as one text a choice, or as words."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from posthoc_bhpeft.architectures import LANGUAGE_MODELS, MULTIPLE_CHOICE
+from posthoc_bhpeft.architectures import LANGUAGE_MODELS, MULTIPLE_CHOICE, TOKEN_CLASSIFIERS
 from posthoc_bhpeft.data.answers import letters
 from posthoc_bhpeft.data.loader import MAX_LENGTH, EncodedRows, encode
+from posthoc_bhpeft.data.pieces import encode_words
 from posthoc_bhpeft.data.prompts import (
     PROMPT_END,
     PROMPT_LENGTH,
@@ -27,24 +28,29 @@ class Form(Enum):
     `TEXT`: a text or a pair of texts, for a classifier or a regression.
     `PROMPT`: a question with lettered choices that ends before the answer, for a language model.
     `CHOICES`: one text a choice, for a multiple-choice model.
+    `WORDS`: words with a label for each, for a token classifier.
     """
 
     TEXT = "text"
     PROMPT = "prompt"
     CHOICES = "choices"
+    WORDS = "words"
 
     @classmethod
     def of(cls, architecture: str | None) -> Form:
-        """The form for a class of transformers; texts where it answers neither way."""
+        """The form for a class of transformers; texts where it answers none of these ways."""
+        ends: dict[Form, str | tuple[str, ...]] = {
+            cls.PROMPT: LANGUAGE_MODELS,
+            cls.CHOICES: MULTIPLE_CHOICE,
+            cls.WORDS: TOKEN_CLASSIFIERS,
+        }
         name = architecture or ""
-        if name.endswith(LANGUAGE_MODELS):
-            return cls.PROMPT
-        return cls.CHOICES if name.endswith(MULTIPLE_CHOICE) else cls.TEXT
+        return next((form for form, end in ends.items() if name.endswith(end)), cls.TEXT)
 
     @property
     def with_choices(self) -> bool:
         """Whether rows have choices."""
-        return self is not Form.TEXT
+        return self in (Form.PROMPT, Form.CHOICES)
 
     @property
     def usual_length(self) -> int:
@@ -53,7 +59,12 @@ class Form(Enum):
 
     def encode(self, rows: TextData, tokenizer: Any, max_length: int) -> EncodedRows:
         """Tokenised rows, cut at so many tokens."""
-        ways = {Form.TEXT: encode, Form.PROMPT: encode_prompts, Form.CHOICES: encode_choices}
+        ways = {
+            Form.TEXT: encode,
+            Form.PROMPT: encode_prompts,
+            Form.CHOICES: encode_choices,
+            Form.WORDS: encode_words,
+        }
         return ways[self](rows, tokenizer, max_length=max_length)
 
     def wrap(self, model: nn.Module, rows: TextData, tokenizer: Any) -> nn.Module:
@@ -84,6 +95,8 @@ class Form(Enum):
             return "task: a language model that answers with the letter of a choice"
         if self is Form.CHOICES:
             return "task: multiple choice, one text for each choice"
+        if self is Form.WORDS:
+            return "task: token classification, one of several classes for each word"
         if rows.multi_label:
             return "task: several labels a row, since labels are lists"
         return "task: regression" if rows.regression else "task: one of several classes"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from posthoc_bhpeft.batches import IGNORED
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.errors import DataError
 
@@ -30,10 +31,13 @@ class EncodedRows(Dataset[dict[str, Any]]):
     Attributes:
         features: one a row.
         rows: the texts they were made of.
+        places: of rows of words, the position at which each word begins; None for a word that was
+            cut off.
     """
 
     features: tuple[dict[str, Any], ...]
     rows: TextData | None = None
+    places: tuple[tuple[int | None, ...], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -92,10 +96,13 @@ def encode(
     """Tokenise every row, cut at `max_length` tokens.
 
     Raises:
-        DataError: there are no rows, or `max_length` leaves no room for text.
+        DataError: there are no rows, they are lists of words, or `max_length` leaves no room for
+            text.
     """
     if len(data) == 0:
         raise DataError("There are no rows to tokenise.")
+    if data.words is not None:
+        raise DataError("These rows are lists of words: encode_words(rows, tokenizer) reads them.")
     check_length(max_length)
     pairs = None if data.text_pairs is None else list(data.text_pairs)
     encoded = tokenizer(list(data.texts), pairs, truncation=True, max_length=max_length)
@@ -157,6 +164,8 @@ def collator(tokenizer: PreTrainedTokenizerBase, *parts: EncodedRows) -> Any:
     """What makes batches of these rows; with choices, as many in every batch as any row has."""
     from transformers import DataCollatorWithPadding
 
+    if parts[0].places is not None:
+        return partial(pad_words, tokenizer=tokenizer)
     if not isinstance(parts[0][0]["input_ids"][0], list):
         return DataCollatorWithPadding(tokenizer)
     n_choices = max(len(row["input_ids"]) for rows in parts for row in rows.features)
@@ -183,4 +192,18 @@ def pad_choices(
         batch[name] = whole
     if "labels" in rows[0]:
         batch["labels"] = torch.tensor([row["labels"] for row in rows])
+    return batch
+
+
+def pad_words(
+    rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Tensor]:
+    """A batch `(N, T)`, padded at its end whatever the tokenizer does, so that places hold."""
+    bare = [{name: row[name] for name in row if name != "labels"} for row in rows]
+    padded = tokenizer.pad(bare, padding=True, padding_side="right", return_tensors="pt")
+    batch: dict[str, Tensor] = dict(padded)
+    if "labels" in rows[0]:
+        width = batch["input_ids"].shape[1]
+        labels = [row["labels"] + [IGNORED] * (width - len(row["labels"])) for row in rows]
+        batch["labels"] = torch.tensor(labels)
     return batch

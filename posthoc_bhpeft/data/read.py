@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ from posthoc_bhpeft.data.answers import (
     read_multi_label,
 )
 from posthoc_bhpeft.data.columns import (
-    OUT_OF_SCOPE,
     Columns,
     Labels,
+    class_names,
     find_columns,
     is_missing,
+    missing_labels,
     read_labels,
 )
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.data.sources import Source, open_source, read_split
+from posthoc_bhpeft.data.words import check_only_words, read_words, tells_words
 from posthoc_bhpeft.errors import DataError
 
 
@@ -40,6 +43,7 @@ def load_rows(
     one_class: bool = False,
     choices: bool | None = False,
     multi_label: bool | None = False,
+    words: bool | None = False,
 ) -> TextData:
     """Read one split of a file, a folder or a hub data set.
 
@@ -61,6 +65,8 @@ def load_rows(
             reads them where there is the column.
         multi_label: labels are lists: of names or numbers of classes, or a 0 or 1 for each; None
             tells from the values.
+        words: read lists of words (column `tokens` or `words`) with a list of as many labels
+            (`ner_tags`, `tags`, `labels`); None reads them where there are both.
 
     Raises:
         DataError: no such source, split or column, or labels that make no sense.
@@ -69,8 +75,22 @@ def load_rows(
     rows = read_split(place, split)
     if len(rows) == 0:
         raise DataError(f"The split {split!r} of {place.name} has no rows.")
-    kinds = {name: _kind(feature) for name, feature in rows.features.items()}
     where = f"{place.name} ({split})"
+    if words or (words is None and not choices and tells_words(rows, label_column)):
+        check_only_words(where, choices=choices, regression=regression, pair=text_pair_column)
+        found = read_words(
+            rows,
+            text=text_column,
+            label=label_column,
+            names=label_names or place.label_names,
+            ignore_labels=ignore_labels,
+            drop=drop_unlabelled,
+            one_class=one_class,
+            where=where,
+        )
+        notes = found.notes + _caution(place, label_names, found.label_names)
+        return replace(found, source=place.name, split=split, notes=notes)
+    kinds = {name: _kind(feature) for name, feature in rows.features.items()}
     if choices is None:
         choices = kinds.get(CHOICES_COLUMN) is list
     if choices and regression:
@@ -99,9 +119,7 @@ def load_rows(
         where=where,
     )
     notes = _notes(columns, labels, dropped=len(rows) - len(kept))
-    if labels is not None and label_names and place.label_names not in (None, labels.names):
-        theirs, ours = ", ".join(place.label_names or ()), ", ".join(label_names)
-        notes += (f"CAUTION: the data names its classes {theirs}, but they are read as {ours}",)
+    notes += _caution(place, label_names, None if labels is None else labels.names)
     used = {columns.text, columns.pair, columns.label}
     if own is not None:
         used.add(CHOICES_COLUMN)
@@ -142,8 +160,8 @@ def _labels(
         if not kept and all(value is None for value in values):
             return everything, None
         if not drop or not kept:
-            raise DataError(_missing_labels(values, kept, column, where))
-    present, names = _class_names(rows.features[column], [values[row] for row in kept], names)
+            raise DataError(missing_labels(values, kept, column, where))
+    present, names = class_names(rows.features[column], [values[row] for row in kept], names)
     try:
         if multi_label or (multi_label is None and isinstance(present[0], list)):
             return kept, Labels(*read_multi_label(present, names))
@@ -175,33 +193,6 @@ def _choices(
     return (tuple(every),) * len(kept)
 
 
-def _class_names(
-    feature: Any, values: list[Any], names: Sequence[str] | None
-) -> tuple[list[Any], Sequence[str] | None]:
-    """Indices of a hub `ClassLabel` become names, so a checkpoint's own order can apply."""
-    own = getattr(feature, "names", None)
-    if own is None or not all(isinstance(value, int) for value in values):
-        return values, names
-    return [own[value] for value in values], names or own
-
-
-def _missing_labels(values: list[Any], kept: list[int], column: str, where: str) -> str:
-    present = set(kept)
-    missing = [row for row in range(len(values)) if row not in present]
-    outside = sum(values[row] == OUT_OF_SCOPE for row in missing)
-    what = (
-        f"{outside} of {len(values)} rows have the label {OUT_OF_SCOPE}, which stands for out of "
-        f"scope or hidden (first: row {missing[0]})"
-        if outside
-        else f"{len(missing)} of {len(values)} rows have no label (first: row {missing[0]})"
-    )
-    ways = "leave labels out with --ignore-labels (ignore_labels=True)"
-    if kept:
-        ways = f"drop these rows with --drop-unlabelled (drop_unlabelled=True), or {ways}"
-    own = f" If {OUT_OF_SCOPE} is a class of its own, give it a name." if outside else ""
-    return f"{where}, column {column!r}: {what}. Either {ways} to predict them all.{own}"
-
-
 def _texts(rows: Any, column: str, kept: list[int], where: str) -> tuple[str, ...]:
     values = _column(rows, column, kept)
     for row, value in zip(kept, values, strict=True):
@@ -226,6 +217,16 @@ def _kind(feature: Any) -> type:
     if "int" in dtype or dtype == "bool":
         return int
     return list
+
+
+def _caution(
+    place: Source, asked: Sequence[str] | None, read: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    """A warning where names of classes were asked for that are not those of the data."""
+    if read is None or not asked or place.label_names in (None, read):
+        return ()
+    theirs, ours = ", ".join(place.label_names or ()), ", ".join(asked)
+    return (f"CAUTION: the data names its classes {theirs}, but they are read as {ours}",)
 
 
 def _notes(columns: Columns, labels: Labels | None, *, dropped: int) -> tuple[str, ...]:

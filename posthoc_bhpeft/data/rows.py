@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from posthoc_bhpeft.errors import DataError
 
 T = TypeVar("T")
+Words = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,12 @@ class TextData:
         texts: N texts.
         text_pairs: N second texts (a passage beside its question), or None.
         labels: N class indices (int), N targets (float, if `regression`), N tuples with a 0 or 1
-            for every class (if `multi_label`), or None.
+            for every class (if `multi_label`) or with a class index for every word (if there are
+            `words`; -100 where a word has no label), or None.
         label_names: the name of every class, index = label; None for regression or no labels.
         regression: whether the labels are real numbers.
         choices: the choices of every row, of which the label names one; or None.
+        words: the words of every row, each with a label of its own; or None.
         columns: every other column of the source, N values each.
         indices: the row numbers in the source split, counted from 0.
         source: where the rows came from: a path or a hub name.
@@ -39,6 +42,7 @@ class TextData:
     label_names: tuple[str, ...] | None = None
     regression: bool = False
     choices: tuple[tuple[str, ...], ...] | None = None
+    words: tuple[Words, ...] | None = None
     columns: Mapping[str, tuple[Any, ...]] = field(default_factory=dict, repr=False)
     indices: tuple[int, ...] = ()
     source: str = ""
@@ -48,7 +52,7 @@ class TextData:
     def __post_init__(self) -> None:
         if not self.indices:
             object.__setattr__(self, "indices", tuple(range(len(self.texts))))
-        for name in ("text_pairs", "labels", "choices", "indices"):
+        for name in ("text_pairs", "labels", "choices", "words", "indices"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.texts):
                 raise DataError(
@@ -62,7 +66,8 @@ class TextData:
     @property
     def multi_label(self) -> bool:
         """Whether a row has a 0 or 1 for every class, rather than one class."""
-        return any(isinstance(label, tuple) for label in (self.labels or ())[:1])
+        several = any(isinstance(label, tuple) for label in (self.labels or ())[:1])
+        return several and self.words is None
 
     @property
     def num_outputs(self) -> int:
@@ -79,7 +84,7 @@ class TextData:
     @property
     def digest(self) -> str:
         """SHA-256 of texts and labels in order: equal rows have equal digests."""
-        return content_digest(self.texts, self.text_pairs, self.labels, self.choices)
+        return content_digest(self.texts, self.text_pairs, self.labels, self.choices, self.words)
 
     def take(self, positions: Iterable[int]) -> TextData:
         """Only the rows at these positions, in this order."""
@@ -90,6 +95,7 @@ class TextData:
             text_pairs=None if self.text_pairs is None else _pick(self.text_pairs, rows),
             labels=None if self.labels is None else _pick(self.labels, rows),
             choices=None if self.choices is None else _pick(self.choices, rows),
+            words=None if self.words is None else _pick(self.words, rows),
             columns={name: _pick(values, rows) for name, values in self.columns.items()},
             indices=_pick(self.indices, rows),
         )
@@ -114,7 +120,7 @@ class TextData:
         return self.take(rest), self.take(sorted(part))
 
     def _rows_by_class(self) -> list[list[int]]:
-        if self.labels is None or self.regression or self.multi_label:
+        if self.labels is None or self.regression or self.multi_label or self.words is not None:
             return [list(range(len(self)))]
         groups: dict[Any, list[int]] = {}
         for row, label in enumerate(self.labels):
@@ -139,6 +145,7 @@ def content_digest(
     text_pairs: Sequence[str] | None,
     labels: Sequence[Any] | None,
     choices: Sequence[Sequence[str]] | None = None,
+    words: Sequence[Sequence[str]] | None = None,
 ) -> str:
     """SHA-256 over one JSON line for each row."""
     state = hashlib.sha256()
@@ -147,8 +154,8 @@ def content_digest(
             text,
             None if text_pairs is None else text_pairs[row],
             None if labels is None else labels[row],
-            # Rows without choices keep the digest that they had before there were any.
-            *([] if choices is None else [choices[row]]),
+            # Rows without these keep the digest that they had before there were any.
+            *(more[row] for more in (choices, words) if more is not None),
         ]
         state.update(json.dumps(line, ensure_ascii=False).encode() + b"\n")
     return state.hexdigest()

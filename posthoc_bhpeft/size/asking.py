@@ -20,7 +20,7 @@ from posthoc_bhpeft.blocks import (
 from posthoc_bhpeft.curvature import Curvature, KroneckerGGN
 from posthoc_bhpeft.errors import DataError, MemoryLimitError
 from posthoc_bhpeft.likelihood import Categorical, Likelihood
-from posthoc_bhpeft.predictive import Linearized
+from posthoc_bhpeft.predictive import Linearized, Tangent
 from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.selection import LeaveOneOut, PriorRule
 from posthoc_bhpeft.selection.hidden import has_mask
@@ -94,7 +94,7 @@ def estimate(
             curvature,
             likelihood,
             prior,
-            predictive or Linearized(),
+            predictive or (Tangent() if likelihood.positions else Linearized()),
             data,
             batch,
             device_of(model),

@@ -10,7 +10,7 @@ import torch
 
 from posthoc_bhpeft.curvature import Curvature, Subsample
 from posthoc_bhpeft.likelihood import Bernoulli, Gaussian, Likelihood
-from posthoc_bhpeft.predictive import MAP, Linearized, LogOdds, Sampled
+from posthoc_bhpeft.predictive import MAP, Linearized, LogOdds, Sampled, Tangent
 from posthoc_bhpeft.predictive.linearized import contrast_directions, fewest_directions
 from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.selection import (
@@ -132,6 +132,8 @@ def predict_passes(
         return 1, 0
     if isinstance(predictive, Sampled):
         return predictive.samples + 1, 0
+    if isinstance(predictive, Tangent):
+        return 2 * predictive.samples + 1, 0
     if not isinstance(predictive, Linearized):
         return None, None
     row = torch.zeros(1, outputs[-1])

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from posthoc_bhpeft.architectures import LANGUAGE_MODELS
 from posthoc_bhpeft.checkpoints import load_base, load_tokenizer, resolve_model
 from posthoc_bhpeft.data.forms import Form
 from posthoc_bhpeft.data.rows import TextData
@@ -23,32 +22,50 @@ _CLASSES = {
     Form.TEXT: None,
     Form.PROMPT: "AutoModelForCausalLM",
     Form.CHOICES: "AutoModelForMultipleChoice",
+    Form.WORDS: "AutoModelForTokenClassification",
 }
 # peft has no name for multiple choice; a hybrid then finds the head itself.
-_TASK_TYPES = {Form.TEXT: "SEQ_CLS", Form.PROMPT: "CAUSAL_LM", Form.CHOICES: None}
+_TASK_TYPES = {
+    Form.TEXT: "SEQ_CLS",
+    Form.PROMPT: "CAUSAL_LM",
+    Form.CHOICES: None,
+    Form.WORDS: "TOKEN_CLS",
+}
 
 
 def form_for(base: str, rows: TextData) -> Form:
     """How rows are put to a base model: those with choices as its architecture answers them.
 
     A language model answers with the letter of a choice; others score one text a choice, if
-    transformers has a multiple-choice class for them.
+    transformers has a multiple-choice class for them. Words go to a token classifier.
 
     Args:
         base: "minilm", a folder, or a hub name.
-        rows: with choices or without.
+        rows: texts, questions with choices, or words.
 
     Raises:
-        ConfigError: the rows have choices, and the base answers neither way.
+        ConfigError: the rows have choices, and the base answers neither way; or they are words, and
+            transformers has no token classifier for the base.
         CheckpointError: the base has no config that can be read.
     """
-    if rows.choices is None:
+    if rows.choices is None and rows.words is None:
         return Form.TEXT
-    from transformers import MODEL_FOR_MULTIPLE_CHOICE_MAPPING
+    from transformers import (
+        MODEL_FOR_MULTIPLE_CHOICE_MAPPING,
+        MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    )
 
     config = _config_of(base)
+    if rows.words is not None:
+        if type(config) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
+            return Form.WORDS
+        raise ConfigError(
+            f"{rows.source or 'These rows'} have a label for every word, and transformers has no "
+            f"token classifier for {base!r} ({config.model_type}). Give an encoder such as BERT or "
+            "RoBERTa, or another base with a ...ForTokenClassification class."
+        )
     named = tuple(config.architectures or ())
-    if any(name.endswith(LANGUAGE_MODELS) for name in named):
+    if Form.PROMPT in map(Form.of, named):
         return Form.PROMPT
     if type(config) in MODEL_FOR_MULTIPLE_CHOICE_MAPPING:
         return Form.CHOICES

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from posthoc_bhpeft.batches import IGNORED
 from posthoc_bhpeft.checkpoints import whole_folder
 from posthoc_bhpeft.data import RowSettings, TextData
 from posthoc_bhpeft.data.forms import Form
@@ -69,7 +70,8 @@ def train(
 
     Rows with choices (`load_rows(..., choices=True)`) are prompts for a causal language model,
     which learns to answer with the letter of the right choice; another base learns a head that
-    scores one text a choice. Other rows are for a head on the text.
+    scores one text a choice. Rows of words (`words=True`) are for a head on every word, other rows
+    for a head on the text.
 
     With validation rows, training stops when their negative log-likelihood (NLL) no longer falls,
     and the weights of the best epoch are kept. The random state of the process is left as it was.
@@ -87,8 +89,8 @@ def train(
     Raises:
         DataError: rows without labels, or with several.
         CheckpointError: the base model is not found.
-        ConfigError: another device than these is asked for; or rows have choices, and the base
-            cannot answer them.
+        ConfigError: another device than these is asked for; or rows have choices or a label for
+            every word, and the base cannot answer them.
         NonFiniteError: the training broke down (NaN or infinite weights).
     """
     settings = settings or TrainingSettings()
@@ -106,7 +108,7 @@ def train(
         tuned, tokenizer = build(model, data.label_names, settings, peft_config, form)
         asked = form.wrap(tuned, data, tokenizer)
         task = _task(form, data, validation, tokenizer, settings)
-        scored = asked if form is Form.TEXT else Scored(asked)
+        scored = Scored(asked) if form.with_choices else asked
         best = run_trainer(scored, task, settings, progress=progress, device=device)
     record = TrainingRecord(
         model=model,
@@ -143,7 +145,10 @@ def _task(
 
 
 def _class_metrics(prediction: Any) -> dict[str, float]:
+    """A row counts once; of words, each that has a label."""
     logits, labels = _arrays(prediction)
+    counted = labels != IGNORED
+    logits, labels = logits[counted], labels[counted]
     shifted = logits - logits.max(1, keepdims=True)
     log_probabilities = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
     return {

@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM
 from posthoc_bhpeft.tasks import AnswerTokens
 from tests.cli.tools import ok
 from tests.hybrid.families import tiny_config
+from tests.tasks import tagged
 from tests.tasks.words import make_questions, tokenizer, write_rows
 from tests.test_docs import COMMAND, ROOT, run
 
@@ -29,6 +30,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         LlamaForCausalLM(tiny_config("llama", vocab_size=len(words))).save_pretrained("base")
     for seed, split in enumerate(("train", "test")):
         write_rows(tmp_path / "arc_easy" / f"{split}.jsonl", make_questions(16, seed))
+        write_rows(tmp_path / "ner" / f"{split}.jsonl", tagged.make_rows(12, seed))
+    tagged.make_base(tmp_path / "encoder")
     return tmp_path
 
 
@@ -41,12 +44,14 @@ def test_the_page(here: Path) -> None:
     batch = next(iter(scope["batches"]))
     prompts = {name: batch[name] for name in ("input_ids", "attention_mask")}
     assert scope["own"](**prompts).shape == (16, 1)
+    assert scope["words"].probabilities.shape == (sum(map(len, scope["rows"].words)), 3)
     commands = [shlex.split(said)[1:] for said in COMMAND.findall(PAGE.read_text("utf-8"))]
-    told = ["train", "fit", "predict", "audit", "fit", "predict"]
+    told = [*("train", "fit", "predict", "audit") * 2, "fit", "predict"]
     assert [words[0] for words in commands] == told
     (here / "answers").rename(here / "my-lora")
     for words in commands:
         ok(*words)
-    for folder in ("answers", "predictions"):
+    for folder in ("answers", "predictions", "tags"):
         assert (here / folder / "predictions.jsonl").is_file()
-    assert (here / "report" / "report.html").is_file()
+    for folder in ("report", "tags-report"):
+        assert (here / folder / "report.html").is_file()
