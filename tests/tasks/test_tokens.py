@@ -7,6 +7,7 @@ from itertools import islice
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import DataCollatorForSeq2Seq
 
 from posthoc_bhpeft import (
     MAP,
@@ -39,6 +40,7 @@ from tests.hybrid.families import FIRST_WORD
 from tests.models import mlp, seeded
 from tests.oracles import per_sample, relative_error
 from tests.tasks.tiny import language_model, lora, tuned
+from tests.tasks.words import tokenizer
 
 IGNORED = -100
 
@@ -309,6 +311,28 @@ def test_the_mask_of_an_encoder_decoder_is_that_of_what_its_decoder_reads():
     prediction = bayes.predict(translated(model, lengths=(4, 2)))
     # The decoder reads its start, then all labels but the last.
     assert prediction.mask.tolist() == [[True] * 4, [True, True, True, False]]
+
+
+@pytest.mark.parametrize(
+    ("family", "targets"), [("t5", ("q", "v")), ("bart", ("q_proj", "v_proj"))]
+)
+def test_an_encoder_decoder_reads_batches_as_transformers_makes_them(family, targets):
+    words, config = tokenizer(), lora("SEQ_2_SEQ_LM", *targets)
+    model = tuned("AutoModelForSeq2SeqLM", family, config, vocab_size=len(words))
+    rows = [
+        {**words(source), "labels": words(target)["input_ids"]}
+        for source, target in (("which is hot", "fire sun"), ("cold", "ice"))
+    ]
+    batch = dict(DataCollatorForSeq2Seq(words, model=model)(rows))
+    bayes = bayesianize(model, [batch], likelihood=Tokens(), progress=False)
+    prediction = bayes.predict(batch)
+    assert prediction.probabilities.shape == (2, 2, len(words))
+    assert len(prediction.at_positions()) == 3
+    assert bool((prediction.at_positions().epistemic > 0).all())
+    point = bayes.predict(batch, MAP()).at_positions()
+    nll = -point.probabilities[torch.arange(3), point.labels].log().mean()
+    with torch.no_grad():
+        assert float(nll) == pytest.approx(float(model(**batch).loss), rel=1e-6)
 
 
 def test_ragged_batches_are_joined_and_taken_apart_by_position():
