@@ -141,8 +141,8 @@ METHODS: Mapping[str, Method] = {
     "last-layer Laplace": Method(rival(RivalName.LAST_LAYER)),
     "diagonal Laplace": Method(rival(RivalName.DIAGONAL)),
     "evidence, sampled softmax": Method(Subject.evidence),
-    OURS: Method(lambda subject: subject.bayes, revision=2),
-    "ours + temperature": Method(rival(RivalName.SCALED), revision=2),
+    OURS: Method(lambda subject: subject.bayes, revision=3),
+    "ours + temperature": Method(rival(RivalName.SCALED), revision=3),
     ENSEMBLE: Method(rival(RivalName.ENSEMBLE)),
 }
 # Quick enough for every cell on a CPU; the others are asked for by name.

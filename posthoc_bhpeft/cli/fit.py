@@ -49,8 +49,8 @@ def fit(
         PriorChoice,
         typer.Option(
             "--prior",
-            help="How the prior precision is chosen: by training rows, each judged by the model "
-            "without it (which finds a temperature too); matched to the network's log-odds; by "
+            help="How the prior precision is chosen: by training rows with some of their tokens "
+            "hidden (which finds a temperature too); matched to the network's log-odds; by "
             "what the data see of the weights; by evidence; by held-out rows; or given with "
             "--precision.",
         ),

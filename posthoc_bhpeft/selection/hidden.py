@@ -24,6 +24,7 @@ from posthoc_bhpeft.batches import Loader, split_batch
 from posthoc_bhpeft.likelihood import Likelihood
 from posthoc_bhpeft.predictive.links import Tempered
 from posthoc_bhpeft.predictive.spectrum import CovarianceSpectrum
+from posthoc_bhpeft.selection.adjustment import Adjustment
 from posthoc_bhpeft.selection.heldout import predictive_losses
 from posthoc_bhpeft.selection.leftout import most_modest
 from posthoc_bhpeft.shards import Shard, processes_of
@@ -32,11 +33,12 @@ MASK = "attention_mask"
 ROWS_AT_ONE = 200
 """With so many rows every token would be hidden, were it not for `most`."""
 
-WIDTHS = tuple(2 ** (-k / 2) for k in range(9))
-"""Precisions tried, in units of the highest."""
+WIDER = tuple(2 ** (-k / 2) for k in range(9))
+NARROWER = tuple(2.0**k for k in range(5))
+"""Precisions tried, in units of the one given: to soften, and to sharpen."""
 
 WARMER = tuple(math.exp(k / 10) for k in range(11))
-COLDER = tuple(math.exp(-k / 10) for k in range(21))
+COLDER = tuple(math.exp(-3 * k / 20) for k in range(21))
 """Temperatures tried."""
 
 
@@ -109,8 +111,8 @@ class HiddenRows:
     """NLL of `R` rows with tokens hidden, under each candidate.
 
     Attributes:
-        softer: At `WIDTHS` and `WARMER`, `(W, T, R)`, in nats.
-        surer: At the highest precision and `COLDER`, `(T, R)`.
+        softer: At `WIDER` and `WARMER`, `(W, T, R)`, in nats.
+        surer: At `NARROWER` and `COLDER`, `(W, T, R)`.
         share: Of the tokens that is hidden.
     """
 
@@ -126,83 +128,62 @@ class HiddenRows:
         precision: float,
         share: float,
     ) -> HiddenRows:
-        """From one pass over the rows; `precision` is the highest candidate."""
+        """From one pass over the rows; `precision` is the unit of the candidates."""
         softer, surer = [], []
         for spectrum in spectra:
-            rows = [losses_at(likelihood, spectrum, precision * width, WARMER) for width in WIDTHS]
-            softer.append(torch.stack(rows))
-            surer.append(losses_at(likelihood, spectrum, precision, COLDER))
+            softer.append(losses_at(likelihood, spectrum, precision, WIDER, WARMER))
+            surer.append(losses_at(likelihood, spectrum, precision, NARROWER, COLDER))
         return cls(torch.cat(softer, -1), torch.cat(surer, -1), share)
 
-    def softening(self) -> Softening:
-        """The width, and at that width the temperature, that suit these rows best.
+    def softening(self) -> Adjustment:
+        """The width, and at that width the temperature of at least 1, that suit these rows best.
 
         Of those within a standard error of the best, the one that changes predictions least.
         """
         width = most_modest(self.softer[:, 0], errors=1)
         warmer = most_modest(self.softer[width], errors=1)
-        means = self.softer.mean(-1)
-        return Softening(
-            WIDTHS[width],
-            WARMER[warmer],
-            float(means[0, 0]),
-            float(means[width, warmer]),
-            self.softer.shape[-1],
-            self.share,
-        )
+        return self.asked(self.softer, (width, warmer), WIDER[width], WARMER[warmer])
 
-    def coldest(self) -> float:
-        """The temperature of at most 1 that suits these rows best."""
-        return COLDER[int(self.surer.mean(-1).argmin())]
+    def sharpening(self, coldest: float, errors: float) -> Adjustment:
+        """The temperature of at most 1, and a precision to go with it, that suit these rows best.
 
+        Outputs that are divided by `T` have `1 / T^2` the variance, which may be more than there is
+        reason for: so the two are chosen together. Then the temperature returns as close to 1 as
+        the standard errors allow, and the precision to the one given if that is 1.
 
-@dataclass(frozen=True)
-class Softening:
-    """What rows with hidden tokens ask for.
+        Args:
+            coldest: No lower temperature.
+            errors: How many standard errors of the mean a candidate may be from the best.
+        """
+        tried = self.surer[:, : sum(t >= min(coldest, 1.0) for t in COLDER)]
+        width = int(tried.mean(-1).amin(1).argmin())
+        colder = most_modest(tried[width], errors)
+        width = width if colder else 0
+        return self.asked(self.surer, (width, colder), NARROWER[width], COLDER[colder])
 
-    Attributes:
-        width: Precision, in units of the highest candidate; at most 1.
-        temperature: At least 1.
-        before: NLL of these rows at the highest precision and temperature 1, in nats.
-        after: At the chosen ones.
-        n_rows: How many rows.
-        share: Of their tokens that is hidden.
-    """
-
-    width: float
-    temperature: float
-    before: float
-    after: float
-    n_rows: int
-    share: float
-
-    @property
-    def needed(self) -> bool:
-        """Whether anything changes."""
-        return self.width < 1 or self.temperature > 1
-
-    def describe(self, precision: float) -> str:
-        """In words, of the precision that it came to."""
-        return (
-            f"Prior precision {precision:.3g}, temperature {self.temperature:.2f}: "
-            f"{self.n_rows} training rows with {self.share:.0%} of their tokens hidden ask for "
-            f"less sure predictions (NLL {self.before:.3f} without, {self.after:.3f} so)."
-        )
+    def asked(
+        self, losses: Tensor, place: tuple[int, int], width: float, temperature: float
+    ) -> Adjustment:
+        """A candidate beside the first, which changes nothing."""
+        means = losses.mean(-1)
+        judged = f"{losses.shape[-1]} training rows with {self.share:.0%} of their tokens hidden"
+        before, after = float(means[0, 0]), float(means[place])
+        return Adjustment.told(judged, width, temperature, before, after)
 
 
 def losses_at(
     likelihood: Likelihood,
     spectrum: CovarianceSpectrum,
     precision: float,
+    widths: Sequence[float],
     temperatures: Sequence[float],
 ) -> Tensor:
-    """NLL of a batch's rows at each temperature, `(T, N)`, in nats, on the CPU."""
-    covariance = spectrum.at(precision)
-    return torch.stack(
-        [
-            predictive_losses(
-                likelihood, Tempered(t), spectrum.outputs, covariance, spectrum.labels
-            ).cpu()
-            for t in temperatures
-        ]
-    )
+    """NLL of a batch's rows at each width and temperature, `(W, T, N)`, in nats, on the CPU."""
+    outputs, labels = spectrum.outputs, spectrum.labels
+    covariances = [spectrum.at(precision * width) for width in widths]
+    losses = [
+        predictive_losses(likelihood, Tempered(t), outputs, covariance, labels)
+        for covariance in covariances
+        for t in temperatures
+    ]
+    return torch.stack(losses).reshape(len(widths), len(temperatures), len(losses[0])).cpu()

@@ -10,7 +10,8 @@ import torch
 from posthoc_bhpeft.batches import Loader
 from posthoc_bhpeft.errors import ConfigError, DataError
 from posthoc_bhpeft.predictive.gradients import LabelGradients
-from posthoc_bhpeft.predictive.links import Link, LogOdds, Tempered
+from posthoc_bhpeft.predictive.links import LogOdds, Tempered
+from posthoc_bhpeft.selection.adjustment import Adjustment
 from posthoc_bhpeft.selection.evidential import VisiblePrecision
 from posthoc_bhpeft.selection.hidden import HiddenRows, share_hidden, with_hidden_tokens
 from posthoc_bhpeft.selection.leftout import LeftOutRows, most_modest
@@ -42,26 +43,29 @@ class LeaveOneOut(PriorRule):
        that predict training rows best when part of their tokens is hidden (`HiddenRows`). Of what
        is within a standard error of the best, what changes predictions least.
     3. Where nothing is to be softened, a temperature below 1, for a network that was trained too
-       briefly to be as sure as it should be: the one that predicts training rows best, each judged
-       by the model without it (`LeftOutRows`); of those within two standard errors of the best,
-       the one closest to 1, and none that rows with hidden tokens speak against.
+       briefly to be as sure as it should be, and a narrower posterior to go with it: again those
+       that predict rows with hidden tokens best. Rows that are each judged by the model without
+       them (`LeftOutRows`) say how clear the case is: where they ask for surer predictions too, the
+       temperature closest to 1 within one standard error of the best is taken, else within two.
+       It is at least `C / N`, as a class with few rows has its weights for itself.
 
     How much a network owes to a row depends on how it was trained, which its weights do not tell.
     The step that leaves a row out is taken at `step * d_0`, where it is rather too long than too
-    short, so that only clear cases are sharpened, and none with fewer than 100 rows. A class with
-    few rows has its weights for itself, and none tells what leaving one out does; the temperature
-    is at least `sqrt(C / N)`. The most probable class never changes.
+    short, so that only clear cases count. With fewer than 100 rows none is made surer. The most
+    probable class never changes.
 
     `step`, `width` and `hidden` are measured, not derived: `benchmarks/calibration.py`.
 
-    Batches without an `attention_mask` have no tokens to hide, and the second step is left out. In
-    regression there are no log-odds, and with a label at every position of a text leaving one out
-    would take a backward pass each: there `VisiblePrecision` is used.
+    Batches without an `attention_mask` have no tokens to hide: there the temperature below 1 that
+    left-out rows ask for is taken, of those within two standard errors of the best the one closest
+    to 1, at least `sqrt(C / N)`. In regression there are no log-odds, and with a label at every
+    position of a text leaving one out would take a backward pass each: there `VisiblePrecision` is
+    used.
 
     Args:
         step: Precision of the Newton step, in units of the matched precision.
         width: Highest precision of the posterior, in the same units.
-        hidden: Largest share of tokens to hide; 0 leaves the second step out.
+        hidden: Largest share of tokens to hide; 0 hides none.
         max_rows: Use at most about so many rows, evenly spread over the training data.
 
     Raises:
@@ -92,15 +96,25 @@ class LeaveOneOut(PriorRule):
         rows = LeftOutRows.of(fit.likelihood, LabelGradients.joined(parts), n_rows)
         highest = self.width * rows.matched_precision()
         hidden = self.hidden_rows(fit, batches, highest)
-        asked = None if hidden is None else hidden.softening()
-        if asked is not None and asked.needed:
-            precision, link = asked.width * highest, link_at(asked.temperature)
-            reason = asked.describe(precision)
-        else:
-            coldest = hidden.coldest() if hidden else 0.0
-            precision, (link, why) = highest, self.sharpening(rows, n_rows, coldest)
-            reason = f"Prior precision {precision:.3g}. {why}"
-        return PriorChoice(dict.fromkeys(fit.evidence.spectra, precision), reason, link=link)
+        found = self.adjustment(rows, n_rows, hidden)
+        return PriorChoice(
+            dict.fromkeys(fit.evidence.spectra, found.width * highest),
+            f"Prior precision {found.width * highest:.3g}, {found.describe()}",
+            link=LogOdds() if found.temperature == 1 else Tempered(found.temperature),
+        )
+
+    def adjustment(self, rows: LeftOutRows, n_rows: int, hidden: HiddenRows | None) -> Adjustment:
+        """What rows with hidden tokens ask for; without any, what left-out rows do."""
+        softer = hidden.softening() if hidden else None
+        if softer and softer.needed:
+            return softer
+        if n_rows < FEWEST:
+            return Adjustment(1.0, 1.0, f"{n_rows} rows are too few to make predictions surer.")
+        left = self.sharpening(rows, n_rows)
+        if hidden is None:
+            return left
+        classes = rows.gradients.outputs.shape[-1]
+        return hidden.sharpening(classes / n_rows, errors=1 if left.needed else 2)
 
     def hidden_rows(self, fit: LaplaceFit, batches: Loader, highest: float) -> HiddenRows | None:
         """The rows with tokens hidden, if there are any to hide."""
@@ -110,62 +124,22 @@ class LeaveOneOut(PriorRule):
             return None
         return HiddenRows.of(fit.likelihood, fit.spectra(hidden, LogOdds()), highest, share)
 
-    def sharpening(self, rows: LeftOutRows, n_rows: int, coldest: float) -> tuple[Link, str]:
-        """The default link at a temperature of at most 1, and why that one."""
-        if n_rows < FEWEST:
-            return LogOdds(), f"Temperature 1: {n_rows} rows are too few to make predictions surer."
-        found = self.temperature(rows, n_rows, coldest=coldest)
-        return link_at(found.value), found.describe(len(rows.dual.lengths))
-
-    def temperature(
-        self, rows: LeftOutRows, n_rows: int, *, coldest: float = 0.0
-    ) -> LeftOutTemperature:
+    def sharpening(self, rows: LeftOutRows, n_rows: int) -> Adjustment:
         """The temperature closest to 1 that left-out rows do not speak against.
 
         Args:
             rows: Training rows.
             n_rows: How many there are in the whole data.
-            coldest: None below it is tried.
         """
         matched = rows.matched_precision()
         steps = rows.steps(self.step * matched)
         variance = rows.predictive_variance(self.width * matched)
-        classes = rows.gradients.outputs.shape[-1]
-        tried = [t for t in temperatures(classes, n_rows) if t >= min(coldest, 1.0)]
+        tried = temperatures(rows.gradients.outputs.shape[-1], n_rows)
         losses = torch.stack([rows.losses(t, steps, variance) for t in tried])
         best = most_modest(losses)
         means = losses.mean(1)
-        return LeftOutTemperature(tried[best], float(means[0]), float(means[best]))
-
-
-def link_at(temperature: float) -> Link:
-    """The default link at a temperature."""
-    return LogOdds() if temperature == 1.0 else Tempered(temperature)
-
-
-@dataclass(frozen=True)
-class LeftOutTemperature:
-    """A temperature found on left-out rows.
-
-    Attributes:
-        value: The temperature.
-        before: NLL of the left-out rows at 1, in nats.
-        after: At `value`.
-    """
-
-    value: float
-    before: float
-    after: float
-
-    def describe(self, n_rows: int) -> str:
-        """In words."""
-        judged = f"{n_rows} training answers, each judged by the model without it,"
-        if self.value == 1.0:
-            return f"Temperature 1: {judged} ask for no lower one (NLL {self.before:.3f})."
-        return (
-            f"Temperature {self.value:.2f}: {judged} ask for surer predictions "
-            f"(NLL {self.before:.3f} at 1, {self.after:.3f} so)."
-        )
+        judged = f"{losses.shape[1]} training answers, each judged by the model without it,"
+        return Adjustment.told(judged, 1.0, tried[best], float(means[0]), float(means[best]))
 
 
 def temperatures(classes: int, n_rows: int) -> list[float]:

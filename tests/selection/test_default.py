@@ -84,13 +84,13 @@ def test_a_network_that_is_too_unsure_predicts_at_the_temperature_that_it_names(
         labels = model(inputs).argmax(-1)
     batches = [(inputs[:60], labels[:60]), (inputs[60:], labels[60:])]
     few = bayesianize(model, batches[:1], progress=False)
-    assert "Temperature 1: 60 rows are too few" in few.reason
+    assert "temperature 1.00: 60 rows are too few" in few.reason
     assert few.predictive == Linearized()
     bayes = bayesianize(model, batches, progress=False)
     link = bayes.predictive.link
     assert isinstance(link, Tempered)
     assert link.temperature < 0.8
-    assert f"Temperature {link.temperature:.2f}: 120 training answers" in bayes.reason
+    assert f"temperature {link.temperature:.2f}: 120 training answers" in bayes.reason
     assert len(set(bayes.posterior.prior.precision.values())) == 1
     ours, plain = bayes.predict(inputs), bayes.predict(inputs, MAP())
     assert torch.equal(ours.predicted, plain.predicted)

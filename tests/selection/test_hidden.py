@@ -19,11 +19,11 @@ from posthoc_bhpeft.likelihood import Bernoulli, Categorical
 from posthoc_bhpeft.predictive.spectrum import covariance_spectra
 from posthoc_bhpeft.selection.hidden import (
     COLDER,
+    NARROWER,
     WARMER,
-    WIDTHS,
+    WIDER,
     HiddenRows,
     HiddenTokens,
-    Softening,
     hide,
     share_hidden,
     with_hidden_tokens,
@@ -127,16 +127,15 @@ def test_losses_are_those_of_predictions_at_each_candidate(likelihood):
         model, bayes.blocks, bayes.posterior.bases, likelihood, hidden, link=LogOdds()
     )
     rows = HiddenRows.of(likelihood, spectra, 3.0, 0.5)
-    for w, t in ((0, 0), (3, 4), (8, 10)):
-        narrow = FixedPrecision(3.0 * WIDTHS[w])
-        at = bayesianize(model, batches, likelihood=likelihood, prior=narrow, progress=False)
-        for candidates, temperatures in ((rows.softer[w], WARMER), (rows.surer, COLDER)):
-            if temperatures is COLDER and w > 0:
-                continue
-            link = Tempered(temperatures[t])
+    for losses, widths, temperatures in (
+        (rows.softer, WIDER, WARMER),
+        (rows.surer, NARROWER, COLDER),
+    ):
+        for w, t in ((0, 0), (3, 4), (len(widths) - 1, 10)):
+            prior, link = FixedPrecision(3.0 * widths[w]), Tempered(temperatures[t])
+            at = bayesianize(model, batches, likelihood=likelihood, prior=prior, progress=False)
             said = at.predict_loader(hidden, Linearized(link), progress=False)
-            expected = nll_of(said, likelihood)
-            assert torch.allclose(candidates[t], expected, rtol=2e-3)
+            assert torch.allclose(losses[w, t], nll_of(said, likelihood), rtol=2e-3)
 
 
 def nll_of(said, likelihood):
@@ -147,37 +146,88 @@ def nll_of(said, likelihood):
     return -p[kept].gather(1, labels[kept][:, None]).log().squeeze(1)
 
 
-def rows_with(means, n=400):
-    """`HiddenRows` whose loss at (width, temperature) is given and the same for all rows."""
-    softer = means[..., None].expand(-1, -1, n).clone()
-    return HiddenRows(softer, torch.ones(len(COLDER), n).double(), 0.5)
+def level(n=400):
+    """`HiddenRows` of which no row prefers any candidate."""
+    softer = torch.ones(len(WIDER), len(WARMER), n).double()
+    return HiddenRows(softer, torch.ones(len(NARROWER), len(COLDER), n).double(), 0.5)
+
+
+def noise(deviation, n=400):
+    """Of mean 0."""
+    drawn = torch.randn(n, generator=seeded(0)).double()
+    return deviation * (drawn - drawn.mean()) / drawn.std()
 
 
 def test_the_width_first_and_the_temperature_at_that_width():
-    means = torch.ones(len(WIDTHS), len(WARMER)).double()
-    means[4, 0], means[4, 3], means[2, 7] = 0.8, 0.7, 0.1
-    found = rows_with(means).softening()
-    assert (found.width, found.temperature) == (WIDTHS[4], WARMER[3])
+    rows = level()
+    rows.softer[4, 0], rows.softer[4, 3], rows.softer[2, 7] = 0.8, 0.7, 0.1
+    found = rows.softening()
+    assert (found.width, found.temperature) == (WIDER[4], WARMER[3])
     assert (found.before, found.after) == (pytest.approx(1.0), pytest.approx(0.7))
     assert found.needed
 
 
 def test_what_is_within_a_standard_error_changes_nothing():
-    rows = rows_with(torch.ones(len(WIDTHS), len(WARMER)).double())
-    noise = torch.randn(400, generator=seeded(0)).double()
-    noise = (noise - noise.mean()) / noise.std()
+    rows = level()
     # A deviation of 0.2 over 400 rows: the standard error is 0.01.
-    rows.softer[0, 0] += 0.2 * noise + 0.0099
+    rows.softer[0, 0] += noise(0.2) + 0.0099
     assert not rows.softening().needed
     rows.softer[0, 0] += 0.0002
     assert rows.softening().needed
 
 
+def test_a_temperature_below_one_and_its_precision_are_chosen_together():
+    rows = level()
+    rows.surer[0, 4], rows.surer[3, 7], rows.surer[3, 9] = 0.9, 0.8, 0.7
+    found = rows.sharpening(0.0, errors=1)
+    assert (found.width, found.temperature) == (NARROWER[3], COLDER[9])
+    assert (found.before, found.after) == (pytest.approx(1.0), pytest.approx(0.7))
+    assert found.needed
+
+
+@pytest.mark.parametrize("errors", [1, 2])
+def test_the_temperature_returns_to_one_as_far_as_standard_errors_allow(errors):
+    rows = level()
+    rows.surer[2, 8] = 0.5
+    rows.surer[2, 5] = 0.5 + noise(0.2) + 0.01 * errors - 1e-4
+    rows.surer[2, 3] = 0.5 + noise(0.2) + 0.01 * errors + 1e-4
+    found = rows.sharpening(0.0, errors=errors)
+    assert (found.width, found.temperature) == (NARROWER[2], COLDER[5])
+
+
+def test_the_precision_stays_where_the_temperature_does():
+    rows = level()
+    rows.surer[2, 8] -= 0.001
+    rows.surer[2, 0] += noise(0.2)
+    found = rows.sharpening(0.0, errors=1)
+    assert (found.width, found.temperature) == (1.0, 1.0)
+    assert not found.needed
+    assert found.why == (
+        "400 training rows with 50% of their tokens hidden ask for nothing else (NLL 1.000)."
+    )
+
+
+def test_no_temperature_is_lower_than_the_coldest():
+    rows = level()
+    rows.surer[1] -= torch.linspace(0, 1, len(COLDER)).double()[:, None]
+    assert rows.sharpening(0.0, errors=1).temperature == COLDER[-1]
+    for k in (6, 7):
+        assert rows.sharpening(COLDER[k], errors=1).temperature == COLDER[k]
+        assert rows.sharpening(COLDER[k] - 1e-9, errors=1).temperature == COLDER[k]
+    assert not rows.sharpening(1.7, errors=1).needed
+
+
 def test_in_words():
-    said = Softening(0.5, 1.2, 0.6, 0.5, 320, 0.4).describe(7.3)
-    assert said == (
-        "Prior precision 7.3, temperature 1.20: 320 training rows with 40% of their tokens hidden "
-        "ask for less sure predictions (NLL 0.600 without, 0.500 so)."
+    rows = level(320)
+    rows.softer[:, 4] -= 0.25
+    rows.surer[0, 2] -= 0.5
+    assert rows.softening().describe() == (
+        "temperature 1.49: 320 training rows with 50% of their tokens hidden ask for less sure "
+        "predictions (NLL 1.000 without, 0.750 so)."
+    )
+    assert rows.sharpening(0.0, errors=1).describe() == (
+        "temperature 0.74: 320 training rows with 50% of their tokens hidden ask for surer "
+        "predictions (NLL 1.000 without, 0.500 so)."
     )
 
 

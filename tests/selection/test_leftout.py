@@ -13,6 +13,7 @@ from posthoc_bhpeft.predictive.gradients import (
     label_directions,
     label_log_odds,
 )
+from posthoc_bhpeft.selection.hidden import COLDER, NARROWER, WARMER, WIDER, HiddenRows
 from posthoc_bhpeft.selection.leaveout import LeaveOneOut, temperatures
 from posthoc_bhpeft.selection.leftout import DualVariances, LeftOutRows, most_modest
 from tests.models import seeded
@@ -197,22 +198,50 @@ def test_a_network_that_is_too_unsure_is_made_surer_and_no_other():
     rule = LeaveOneOut()
 
     def found(some):
-        return rule.temperature(some, 600)
+        return rule.sharpening(some, 600)
 
-    assert found(rows).value == 1.0
-    assert found(shrunk(rows, 4.0)).value == 1.0
+    assert not found(rows).needed
+    assert not found(shrunk(rows, 4.0)).needed
     unsure = found(shrunk(rows, 0.3))
-    assert 0.2 < unsure.value < 0.7
+    assert 0.2 < unsure.temperature < 0.7
     assert unsure.after < unsure.before
-    assert "surer" in unsure.describe(600)
+    assert unsure.width == 1
+    assert "surer" in unsure.why
 
 
-def test_none_below_the_coldest_is_tried():
+# With rows that have tokens hidden
+
+
+def strangers(losses):
+    """`HiddenRows` that ask for no softer predictions, with these losses `(T, R)` of surer ones."""
+    softer = torch.ones(len(WIDER), len(WARMER), losses.shape[1]).double()
+    return HiddenRows(softer, losses.expand(len(NARROWER), -1, -1), 0.5)
+
+
+def test_hidden_rows_need_less_proof_where_left_out_rows_agree():
     x, y = two_classes(600)
-    rows = shrunk(rows_of(x, y, logistic(x, y, 1.0)), 0.3)
-    rule = LeaveOneOut()
-    free = rule.temperature(rows, 600).value
-    assert rule.temperature(rows, 600, coldest=0.01).value == free
-    for coldest in (1.1 * free, 1.5 * free):
-        assert coldest <= rule.temperature(rows, 600, coldest=coldest).value < 1.0
-    assert rule.temperature(rows, 600, coldest=2.0).value == 1.0
+    against = rows_of(x, y, logistic(x, y, 1.0))
+    agreed = shrunk(against, 0.3)
+    noise = torch.randn(400, generator=seeded(0)).double()
+    noise = 0.2 * (noise - noise.mean()) / noise.std()
+    losses = torch.ones(len(COLDER), 400).double()
+    # The standard error is 0.01: one temperature is within one of the best, one within two.
+    losses[8], losses[5], losses[3] = 0.5, 0.509 + noise, 0.519 + noise
+    rule, hidden = LeaveOneOut(), strangers(losses)
+    assert rule.adjustment(agreed, 600, hidden).temperature == COLDER[5]
+    assert rule.adjustment(against, 600, hidden).temperature == COLDER[3]
+    assert rule.adjustment(agreed, 99, hidden).temperature == 1
+    assert rule.adjustment(agreed, 600, None) == rule.sharpening(agreed, 600)
+
+
+@pytest.mark.parametrize("n_rows", [100, 200, 400])
+def test_hidden_rows_sharpen_no_further_than_the_rows_of_a_class_allow(n_rows):
+    classes = 50
+    outputs = torch.randn(20, classes, generator=seeded(0), dtype=torch.float64)
+    labels = torch.randint(classes, (20,), generator=seeded(1))
+    g = torch.randn(20, 9, generator=seeded(2), dtype=torch.float64)
+    found = LabelGradients(outputs, labels, g, torch.zeros(1).double(), g.square().sum(1)[None])
+    rows = LeftOutRows.of(Categorical(), found, n_rows)
+    falling = torch.linspace(1, 0, len(COLDER)).double()[:, None].expand(-1, 30)
+    chosen = LeaveOneOut().adjustment(rows, n_rows, strangers(falling)).temperature
+    assert chosen == min(t for t in COLDER if t >= classes / n_rows)
