@@ -64,9 +64,7 @@ class WordPredictions:
         """How many words there are, and how many were not read; for people."""
         every = sum(map(len, self.rows.words or ()))
         missed = every - len(self.owners)
-        cut = (
-            f", {missed} of them cut off: texts were longer than in the training" if missed else ""
-        )
+        cut = f", {missed} of them not read: a text is cut as in the training" if missed else ""
         return f"{every} words{cut}"
 
     def measure(self) -> dict[str, float]:
