@@ -47,7 +47,7 @@ class LeaveOneOut(PriorRule):
        that predict rows with hidden tokens best. Rows that are each judged by the model without
        them (`LeftOutRows`) say how clear the case is: where they ask for surer predictions too, the
        temperature closest to 1 within one standard error of the best is taken, else within two.
-       It is at least `C / N`, as a class with few rows has its weights for itself.
+       It is at least `C / (N - C)`, as a class with few rows has its weights for itself.
 
     How much a network owes to a row depends on how it was trained, which its weights do not tell.
     The step that leaves a row out is taken at `step * d_0`, where it is rather too long than too
@@ -113,8 +113,8 @@ class LeaveOneOut(PriorRule):
         left = self.sharpening(rows, n_rows)
         if hidden is None:
             return left
-        classes = rows.gradients.outputs.shape[-1]
-        return hidden.sharpening(classes / n_rows, errors=1 if left.needed else 2)
+        coldest = coldest_of(rows.gradients.outputs.shape[-1], n_rows)
+        return hidden.sharpening(coldest, errors=1 if left.needed else 2)
 
     def hidden_rows(self, fit: LaplaceFit, batches: Loader, highest: float) -> HiddenRows | None:
         """The rows with tokens hidden, if there are any to hide."""
@@ -146,3 +146,8 @@ def temperatures(classes: int, n_rows: int) -> list[float]:
     """Those to try, from 1 down."""
     coldest = min(math.sqrt(classes / n_rows), 1.0)
     return [math.exp(-k / GRID) for k in range(int(-GRID * math.log(coldest) + 1e-9) + 1)]
+
+
+def coldest_of(classes: int, n_rows: int) -> float:
+    """`C / (N - C)`: one over the rows of a class but one; 1 where that is less than one row."""
+    return classes / max(n_rows - classes, classes)
