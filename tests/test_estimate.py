@@ -232,6 +232,20 @@ def test_rows_with_tokens_hidden_are_a_pass_of_their_own(hidden):
     assert prior.forward == (2 if hidden else 1)
 
 
+@pytest.mark.parametrize("hidden", [0.0, 0.5])
+def test_in_regression_only_rows_with_tokens_hidden_are_read(hidden):
+    model, rule = hybrid(num_labels=1), LeaveOneOut(hidden=hidden)
+    loader = [{**one, "labels": one["labels"].double()[:, None]} for one in tiny_loader(model)]
+    fit, prior, _ = estimate(model, loader, likelihood=Gaussian(), prior=rule).passes
+    calls = count_calls(
+        lambda: bayesianize(model, loader, likelihood=Gaussian(), prior=rule, progress=False), model
+    )
+    # With one output the pass that looks whether rows are apart is one more.
+    expected = fit.batches * fit.backward + 1 + prior.batches * prior.backward
+    assert calls["backward"] == expected
+    assert prior.forward == (1 if hidden else 0)
+
+
 def test_other_likelihoods_have_their_own_passes():
     loader = [(torch.ones(4, 3).double(), torch.ones(4, 3).double())]
     of_bernoulli = estimate(small(), loader, likelihood=Bernoulli()).passes

@@ -9,12 +9,14 @@ import torch
 
 from posthoc_bhpeft.batches import Loader
 from posthoc_bhpeft.errors import ConfigError, DataError
+from posthoc_bhpeft.likelihood import Gaussian
 from posthoc_bhpeft.predictive.gradients import LabelGradients
 from posthoc_bhpeft.predictive.links import LogOdds, Tempered
 from posthoc_bhpeft.selection.adjustment import Adjustment
 from posthoc_bhpeft.selection.evidential import VisiblePrecision
 from posthoc_bhpeft.selection.hidden import HiddenRows, share_hidden, with_hidden_tokens
 from posthoc_bhpeft.selection.leftout import LeftOutRows, most_modest
+from posthoc_bhpeft.selection.narrowing import narrowed
 from posthoc_bhpeft.selection.rule import (
     LaplaceFit,
     PriorChoice,
@@ -60,7 +62,7 @@ class LeaveOneOut(PriorRule):
     left-out rows ask for is taken, of those within two standard errors of the best the one closest
     to 1, at least `sqrt(C / N)`. In regression there are no log-odds, and with a label at every
     position of a text leaving one out would take a backward pass each: there `VisiblePrecision` is
-    used.
+    used, in regression a higher one where rows with hidden tokens see no reason for so much doubt.
 
     Args:
         step: Precision of the Newton step, in units of the matched precision.
@@ -86,10 +88,10 @@ class LeaveOneOut(PriorRule):
 
     def choose(self, fit: LaplaceFit) -> PriorChoice:
         """The precision, and the temperature of the default link."""
-        if without_log_odds(fit.likelihood):
-            return VisiblePrecision().choose(fit)
         n_rows = fit.evidence.n_rows
         batches = spread(fit.training, self.max_rows, n_rows)
+        if without_log_odds(fit.likelihood):
+            return self.visible(fit, batches)
         parts = list(fit.gradients(batches))
         if not parts:
             raise DataError("LeaveOneOut: no labelled row among the training batches it looked at.")
@@ -123,6 +125,17 @@ class LeaveOneOut(PriorRule):
         if hidden is None:
             return None
         return HiddenRows.of(fit.likelihood, fit.spectra(hidden, LogOdds()), highest, share)
+
+    def visible(self, fit: LaplaceFit, batches: Loader) -> PriorChoice:
+        """`VisiblePrecision`; in regression narrower, where rows with tokens hidden ask for it."""
+        choice = VisiblePrecision().choose(fit)
+        share = share_hidden(self.hidden, fit.evidence.n_rows)
+        if share == 0 or not isinstance(fit.likelihood, Gaussian):
+            return choice
+        hidden = with_hidden_tokens(batches, share)
+        if hidden is None:
+            return choice
+        return narrowed(choice, fit.likelihood, fit.spectra(hidden, LogOdds()), share)
 
     def sharpening(self, rows: LeftOutRows, n_rows: int) -> Adjustment:
         """The temperature closest to 1 that left-out rows do not speak against.

@@ -99,6 +99,10 @@ def prior_passes(prior: Any, likelihood: Likelihood, outputs: Sequence[int], dat
     rule = prior.floor if isinstance(prior, Chained) else prior
     step = f"prior, {type(prior).__name__}"
     reads = isinstance(rule, LeaveOneOut | MatchedPrecision)
+    # Of targets only rows with tokens hidden are read.
+    of_targets = isinstance(likelihood, Gaussian)
+    if of_targets and isinstance(rule, LeaveOneOut) and rule.hidden and data.masked:
+        return Passes(step, data.batches(rule.max_rows), 1, outputs[-1])
     if isinstance(rule, FREE) or (reads and without_log_odds(likelihood)):
         return Passes(step, 0, 0, 0)
     if isinstance(rule, LeaveOneOut | MatchedPrecision):
