@@ -7,7 +7,7 @@ from posthoc_bhpeft.selection.chained import Chained
 from posthoc_bhpeft.selection.evidential import MarginalLikelihood, VisiblePrecision
 from posthoc_bhpeft.selection.fixed import FixedPrecision
 from posthoc_bhpeft.selection.groups import Grouping
-from posthoc_bhpeft.selection.heldout import HeldOut, gaussian_nll, predictive_nll
+from posthoc_bhpeft.selection.heldout import HeldOut, gaussian_nll
 from posthoc_bhpeft.selection.leaveout import LeaveOneOut
 from posthoc_bhpeft.selection.matched import MatchedPrecision
 from posthoc_bhpeft.selection.passes import Passes
@@ -27,6 +27,5 @@ __all__ = [
     "PriorRule",
     "VisiblePrecision",
     "gaussian_nll",
-    "predictive_nll",
     "spread",
 ]

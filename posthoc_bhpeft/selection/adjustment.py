@@ -28,12 +28,10 @@ class Adjustment:
         cls, judged: str, width: float, temperature: float, before: float, after: float
     ) -> Adjustment:
         """With the sentence; `judged` is its subject."""
-        if width == 1 and temperature == 1:
-            why = f"{judged} ask for nothing else (NLL {before:.3f})."
-        else:
-            sure = "surer" if temperature < 1 else "less sure"
-            why = f"{judged} ask for {sure} predictions (NLL {before:.3f} without, {after:.3f} so)."
-        return cls(width, temperature, why, before, after)
+        wanted = None
+        if width != 1 or temperature != 1:
+            wanted = "surer predictions" if temperature < 1 else "less sure predictions"
+        return cls(width, temperature, sentence(judged, wanted, before, after), before, after)
 
     @property
     def needed(self) -> bool:
@@ -43,3 +41,10 @@ class Adjustment:
     def describe(self) -> str:
         """The temperature, and why."""
         return f"temperature {self.temperature:.2f}: {self.why}"
+
+
+def sentence(judged: str, wanted: str | None, before: float, after: float) -> str:
+    """What rows ask for, `None` for nothing, with their mean NLL in nats without it and so."""
+    if wanted is None:
+        return f"{judged} ask for nothing else (NLL {before:.3f})."
+    return f"{judged} ask for {wanted} (NLL {before:.3f} without, {after:.3f} so)."

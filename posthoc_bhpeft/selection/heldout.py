@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -38,22 +38,12 @@ class HeldOut(PriorRule):
     def choose(self, fit: LaplaceFit) -> PriorChoice:
         """The best candidate."""
         noise = None
-        likelihood = fit.likelihood
         if fit.evidence.learns_noise:
             n_labels = fit.evidence.n_rows * fit.evidence.n_outputs
             noise = max(fit.evidence.squared_error / n_labels, 1e-12)
-            likelihood = Gaussian(noise)
         candidates = (*sorted(self.candidates), HIGHEST)
-        total = torch.zeros(len(candidates), dtype=torch.float64)
-        n_rows = 0
-        for spectrum in fit.spectra(self.loader, self.link):
-            total += torch.stack(
-                [
-                    predictive_nll(likelihood, self.link, spectrum, d, noise or 1.0)
-                    for d in candidates
-                ]
-            )
-            n_rows += len(spectrum.labels)
+        spectra = fit.spectra(self.loader, self.link)
+        total, n_rows = summed_losses(fit.likelihood, self.link, spectra, candidates, noise)
         if n_rows == 0:
             raise DataError("HeldOut: the loader has no labelled held-out row. Pass labelled rows.")
         best = int(total.argmin())
@@ -66,20 +56,44 @@ class HeldOut(PriorRule):
         return PriorChoice(precision, reason, noise)
 
 
-def predictive_nll(
+def summed_losses(
+    likelihood: Likelihood,
+    link: Link,
+    spectra: Iterable[CovarianceSpectrum],
+    candidates: Sequence[float],
+    learnt_noise: float | None = None,
+) -> tuple[Tensor, int]:
+    """NLL at each precision `(D,)`, summed over all rows in nats and float64, and how many rows."""
+    total, n_rows = torch.zeros(len(candidates), dtype=torch.float64), 0
+    for spectrum in spectra:
+        losses = [losses_at(likelihood, link, spectrum, d, learnt_noise) for d in candidates]
+        total += torch.stack(losses).sum(-1).cpu()
+        n_rows += len(spectrum.labels)
+    return total, n_rows
+
+
+def losses_at(
     likelihood: Likelihood,
     link: Link,
     spectrum: CovarianceSpectrum,
     precision: float,
-    learnt_noise: float = 1.0,
+    learnt_noise: float | None = None,
 ) -> Tensor:
-    """Summed negative log likelihood of a batch's labels under the predictive, float64."""
-    covariance = spectrum.at(precision, learnt_noise)
-    return (
-        predictive_losses(likelihood, link, spectrum.outputs, covariance, spectrum.labels)
-        .sum()
-        .cpu()
-    )
+    """NLL in nats of each row of a batch under the predictive, `(N,)`, float64.
+
+    Args:
+        likelihood: Of the labels.
+        link: From Gaussian outputs to probabilities.
+        spectrum: Of the batch.
+        precision: Of the prior.
+        learnt_noise: Variance of a Gaussian likelihood that is to learn it.
+    """
+    noise = 1.0
+    if learnt_noise is not None:
+        # The curvature was summed at a noise of 1.
+        likelihood, noise = Gaussian(learnt_noise), learnt_noise
+    covariance = spectrum.at(precision, noise)
+    return predictive_losses(likelihood, link, spectrum.outputs, covariance, spectrum.labels)
 
 
 def predictive_losses(

@@ -106,6 +106,11 @@ def share_hidden(most: float, n_rows: int) -> float:
     return min(most, math.sqrt(ROWS_AT_ONE / n_rows))
 
 
+def told(n_rows: int, share: float) -> str:
+    """So many rows with such a share of their tokens hidden; for people."""
+    return f"{n_rows} training rows with {share:.0%} of their tokens hidden"
+
+
 @dataclass(frozen=True)
 class HiddenRows:
     """NLL of `R` rows with tokens hidden, under each candidate.
@@ -166,7 +171,7 @@ class HiddenRows:
     ) -> Adjustment:
         """A candidate beside the first, which changes nothing."""
         means = losses.mean(-1)
-        judged = f"{losses.shape[-1]} training rows with {self.share:.0%} of their tokens hidden"
+        judged = told(losses.shape[-1], self.share)
         before, after = float(means[0, 0]), float(means[place])
         return Adjustment.told(judged, width, temperature, before, after)
 

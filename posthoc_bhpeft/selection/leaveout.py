@@ -120,19 +120,22 @@ class LeaveOneOut(PriorRule):
 
     def hidden_rows(self, fit: LaplaceFit, batches: Loader, highest: float) -> HiddenRows | None:
         """The rows with tokens hidden, if there are any to hide."""
-        share = share_hidden(self.hidden, fit.evidence.n_rows)
-        hidden = with_hidden_tokens(batches, share) if share > 0 else None
+        hidden, share = self.hiding(fit, batches)
         if hidden is None:
             return None
         return HiddenRows.of(fit.likelihood, fit.spectra(hidden, LogOdds()), highest, share)
 
+    def hiding(self, fit: LaplaceFit, batches: Loader) -> tuple[Loader | None, float]:
+        """The batches with tokens hidden, `None` if there are none to hide, and the share."""
+        share = share_hidden(self.hidden, fit.evidence.n_rows)
+        return with_hidden_tokens(batches, share) if share > 0 else None, share
+
     def visible(self, fit: LaplaceFit, batches: Loader) -> PriorChoice:
         """`VisiblePrecision`; in regression narrower, where rows with tokens hidden ask for it."""
         choice = VisiblePrecision().choose(fit)
-        share = share_hidden(self.hidden, fit.evidence.n_rows)
-        if share == 0 or not isinstance(fit.likelihood, Gaussian):
+        if not isinstance(fit.likelihood, Gaussian):
             return choice
-        hidden = with_hidden_tokens(batches, share)
+        hidden, share = self.hiding(fit, batches)
         if hidden is None:
             return choice
         return narrowed(choice, fit.likelihood, fit.spectra(hidden, LogOdds()), share)

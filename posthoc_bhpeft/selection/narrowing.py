@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-
 from posthoc_bhpeft.likelihood import Gaussian
+from posthoc_bhpeft.predictive.links import LogOdds
 from posthoc_bhpeft.predictive.spectrum import CovarianceSpectrum
-from posthoc_bhpeft.selection.heldout import gaussian_nll
+from posthoc_bhpeft.selection.adjustment import sentence
+from posthoc_bhpeft.selection.heldout import summed_losses
+from posthoc_bhpeft.selection.hidden import told
 from posthoc_bhpeft.selection.rule import PriorChoice
 
-NARROWER = tuple(4.0**k for k in range(5))
+TIMES = tuple(4.0**k for k in range(5))
 """Precisions tried, in units of the one given; at the last, intervals are the trained network's."""
 
 
@@ -37,40 +37,13 @@ def narrowed(
         share: Of the tokens that is hidden.
 
     Returns:
-        The choice, its precision multiplied by one of `NARROWER`.
+        The choice, its precision multiplied by one of `TIMES`.
     """
     given = next(iter(choice.precision.values()))
-    losses = torch.cat(
-        [
-            torch.stack(
-                [
-                    losses_at(spectrum, given * width, likelihood, choice.noise_variance).cpu()
-                    for width in NARROWER
-                ]
-            )
-            for spectrum in spectra
-        ],
-        dim=-1,
-    )
-    means = losses.mean(-1)
-    best = int(means.argmin())
-    judged = f"{losses.shape[-1]} training rows with {share:.0%} of their tokens hidden"
-    if best == 0:
-        why = f"{judged} ask for nothing else (NLL {means[0]:.3f})."
-    else:
-        why = (
-            f"{judged} ask for {NARROWER[best]:.0f} times that precision "
-            f"(NLL {means[0]:.3f} without, {means[best]:.3f} so)."
-        )
-    precision = {name: value * NARROWER[best] for name, value in choice.precision.items()}
+    candidates = [given * times for times in TIMES]
+    total, n_rows = summed_losses(likelihood, LogOdds(), spectra, candidates, choice.noise_variance)
+    means, best = total / n_rows, int(total.argmin())
+    wanted = f"{TIMES[best]:.0f} times that precision" if best else None
+    why = sentence(told(n_rows, share), wanted, float(means[0]), float(means[best]))
+    precision = {name: value * TIMES[best] for name, value in choice.precision.items()}
     return replace(choice, precision=precision, reason=f"{choice.reason} {why}")
-
-
-def losses_at(
-    spectrum: CovarianceSpectrum, precision: float, likelihood: Gaussian, learnt: float | None
-) -> Tensor:
-    """NLL of a batch's targets, `(N,)`, in nats."""
-    noise = likelihood.dispersion if learnt is None else learnt
-    # Where the noise is learnt, the curvature was summed at a noise of 1.
-    covariance = spectrum.at(precision, 1.0 if learnt is None else learnt)
-    return gaussian_nll(spectrum.outputs, covariance, spectrum.labels, noise)

@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
-from posthoc_bhpeft import Gaussian, LeaveOneOut, VisiblePrecision, bayesianize
+from posthoc_bhpeft import Gaussian, LeaveOneOut, LogOdds, VisiblePrecision, bayesianize
 from posthoc_bhpeft.predictive.spectrum import CovarianceSpectrum
 from posthoc_bhpeft.selection import PriorChoice
-from posthoc_bhpeft.selection.narrowing import NARROWER, losses_at, narrowed
+from posthoc_bhpeft.selection.heldout import losses_at
+from posthoc_bhpeft.selection.narrowing import TIMES, narrowed
 from tests.models import mlp, seeded, targets
 from tests.tuned import tuned
 
@@ -32,7 +33,7 @@ def residuals(variance, n=1000):
     return drawn * math.sqrt(variance) / drawn.square().mean().sqrt()
 
 
-@pytest.mark.parametrize("width", NARROWER)
+@pytest.mark.parametrize("width", TIMES)
 def test_the_variance_that_the_residuals_have(width):
     """Noise 0.5, and 4 / (2 width) of the weights: the best is where residuals have just that."""
     parts = residuals(0.5 + 2.0 / width).split(300)
@@ -61,7 +62,7 @@ def test_noise_that_is_learnt_scales_the_curvature_and_noise_that_is_given_is_in
     likelihood, learnt, variance
 ):
     said = residuals(1.0, 20)
-    found = losses_at(spectrum(said, eigenvalue=3.0), 2.0, likelihood, learnt)
+    found = losses_at(likelihood, LogOdds(), spectrum(said, eigenvalue=3.0), 2.0, learnt)
     assert torch.allclose(found, losses(said, variance))
 
 
@@ -80,7 +81,7 @@ def test_texts_are_shown_with_tokens_hidden():
     assert shown.reason == visible.reason
     assert default.reason.startswith(f"{visible.reason} 12 training rows with 50% of their tokens")
     [wide], [chosen] = (set(one.posterior.prior.precision.values()) for one in (visible, default))
-    assert any(chosen == pytest.approx(wide * width) for width in NARROWER)
+    assert any(chosen == pytest.approx(wide * width) for width in TIMES)
     assert default.likelihood == visible.likelihood
 
 
