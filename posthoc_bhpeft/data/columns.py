@@ -45,6 +45,7 @@ LABEL_COLUMNS = (
     "stars",
     "score",
 )
+WORD_COLUMNS = ("tokens", "words")
 OUT_OF_SCOPE = -1
 
 
@@ -108,7 +109,7 @@ def find_columns(
     if found is None and len(texts) == 1:
         found = texts[0]
     if found is None:
-        lists = {"tokens", "words"} & {name for name, kind in kinds.items() if kind is list}
+        lists = any(kinds.get(name) is list for name in WORD_COLUMNS)
         words = (
             " Words with a label each: `bhpeft train --task words` (words=True)." if lists else ""
         )
@@ -176,6 +177,12 @@ def is_missing(value: Any) -> bool:
     if isinstance(value, float) and math.isnan(value):
         return True
     return isinstance(value, int) and not isinstance(value, bool) and value == OUT_OF_SCOPE
+
+
+def values_of(rows: Any, column: str, kept: Sequence[int]) -> tuple[Any, ...]:
+    """A column of a `datasets.Dataset`, of some rows."""
+    values = rows[column][:]
+    return tuple(values[row] for row in kept)
 
 
 def class_names(

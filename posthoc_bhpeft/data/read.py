@@ -22,6 +22,7 @@ from posthoc_bhpeft.data.columns import (
     is_missing,
     missing_labels,
     read_labels,
+    values_of,
 )
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.data.sources import Source, open_source, read_split
@@ -131,7 +132,9 @@ def load_rows(
         label_names=None if labels is None else labels.names,
         regression=labels is not None and labels.regression,
         choices=chosen,
-        columns={name: _column(rows, name, kept) for name in rows.column_names if name not in used},
+        columns={
+            name: values_of(rows, name, kept) for name in rows.column_names if name not in used
+        },
         indices=tuple(kept),
         source=place.name,
         split=split,
@@ -194,17 +197,12 @@ def _choices(
 
 
 def _texts(rows: Any, column: str, kept: list[int], where: str) -> tuple[str, ...]:
-    values = _column(rows, column, kept)
+    values = values_of(rows, column, kept)
     for row, value in zip(kept, values, strict=True):
         if not isinstance(value, str):
             got = "nothing" if value is None else f"{value!r} ({type(value).__name__})"
             raise DataError(f"{where}: row {row} has {got} as its text in the column {column!r}.")
     return values
-
-
-def _column(rows: Any, name: str, kept: list[int]) -> tuple[Any, ...]:
-    values = rows[name][:]
-    return tuple(values[row] for row in kept)
 
 
 def _kind(feature: Any) -> type:

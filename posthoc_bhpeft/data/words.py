@@ -6,11 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from posthoc_bhpeft.batches import IGNORED
-from posthoc_bhpeft.data.columns import Labels, class_names, is_missing, missing_labels, read_labels
+from posthoc_bhpeft.data.columns import (
+    WORD_COLUMNS,
+    Labels,
+    class_names,
+    is_missing,
+    missing_labels,
+    read_labels,
+    values_of,
+)
 from posthoc_bhpeft.data.rows import TextData, Words
 from posthoc_bhpeft.errors import DataError
 
-WORD_COLUMNS = ("tokens", "words")
 TAG_COLUMNS = ("ner_tags", "tags", "labels", "word_labels", "pos_tags", "upos", "label")
 
 
@@ -117,8 +124,7 @@ def read_words(
         labels=None if labels is None else labels.values,
         label_names=None if labels is None else labels.names,
         columns={
-            name: tuple(values[row] for row in kept)
-            for name, values in ((n, rows[n][:]) for n in rows.column_names if n not in used)
+            name: values_of(rows, name, kept) for name in rows.column_names if name not in used
         },
         indices=tuple(kept),
         notes=notes_on(text, label, labels, len(words) - len(kept)),
