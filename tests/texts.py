@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,12 +14,14 @@ PLAIN = ("the", "service", "was", "a", "train", "meal", "and", "it")
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", *PLAIN, *GOOD, *BAD)
 
 
-def make_base(folder: Path) -> Path:
-    """A BERT of two layers that knows twenty words."""
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+def make_base(
+    folder: Path, words: Sequence[str] = WORDS, kind: str = "BertForSequenceClassification"
+) -> Path:
+    """A BERT of two layers that knows twenty words, or others."""
+    import transformers
 
-    config = BertConfig(
-        vocab_size=len(WORDS),
+    config = transformers.BertConfig(
+        vocab_size=len(words),
         hidden_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -29,9 +32,9 @@ def make_base(folder: Path) -> Path:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        BertForSequenceClassification(config).save_pretrained(folder)
-    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
-    BertTokenizer.from_pretrained(str(folder)).save_pretrained(str(folder))
+        getattr(transformers, kind)(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    transformers.BertTokenizer.from_pretrained(str(folder)).save_pretrained(str(folder))
     return folder
 
 

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-import torch
+from tests import texts
 
 STEMS = ("the", "meal", "train", "was", "fine", "kind", "late", "rude")
 LABELS = {"fine": "good", "kind": "good", "late": "bad", "rude": "bad"}
@@ -15,23 +15,7 @@ VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", *STEMS, "##s", "##ly")
 
 def make_base(folder: Path) -> Path:
     """A BERT of two layers without a head, whose tokenizer cuts "meals" into two pieces."""
-    from transformers import BertConfig, BertModel, BertTokenizer
-
-    config = BertConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
-        initializer_range=0.3,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        BertModel(config).save_pretrained(folder)
-    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
-    BertTokenizer.from_pretrained(str(folder)).save_pretrained(str(folder))
-    return folder
+    return texts.make_base(folder, VOCABULARY, "BertModel")
 
 
 def make_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
