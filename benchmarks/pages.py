@@ -18,17 +18,18 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def command(**folders: Path) -> str:
-    """The command that is running, with folders under the names given for them."""
+    """The command that makes the page, with folders under the names given for them."""
     names = {str(folder): name for name, folder in folders.items()}
     words = ["python"]
-    for word in sys.argv:
+    # With --report a page is only written again.
+    for word in (one for one in sys.argv if one != "--report"):
         option, equals, value = word.rpartition("=")
         words.append(f"{option}{equals}{names.get(str(Path(value)), value)}")
     return shlex.join(words)
 
 
 def origin(*libraries: str, **folders: Path) -> str:
-    """Two lines of Markdown: the command that is running, the date and the versions."""
+    """Two lines of Markdown: the command, the date and the versions."""
     threads = os.environ.get("OMP_NUM_THREADS")
     setting = f"OMP_NUM_THREADS={threads} " if threads else ""
     versions = ", ".join(f"{name} {version(name)}" for name in libraries)

@@ -294,9 +294,10 @@ def report(options: argparse.Namespace, setup: Setup) -> None:
     by_name = {name_of(cell, setup): result for cell, result in found.items()}
     check_kept(by_name, setup)
     results = list(found.values())
-    told = command(DIR=options.data).replace(" --report", "")
     tuning = tuning_table(report_tuning(METHODS, setup))
-    write_text(setup.results / "streams.md", page(results, tuning, told, setup))
+    write_text(
+        setup.results / "streams.md", page(results, tuning, command(DIR=options.data), setup)
+    )
     write_text(setup.results / CELLS, as_csv(by_name))
     if options.figures:
         options.images.mkdir(parents=True, exist_ok=True)

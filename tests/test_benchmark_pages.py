@@ -28,6 +28,13 @@ def test_a_command_names_no_folder_of_this_machine(
     assert found == "python benchmarks/a.py --data DIR --model=MODEL --methods 'two words'"
 
 
+def test_a_page_that_is_written_again_tells_the_command_that_made_it(
+    pages: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks/a.py", "--data", "d", "--report"])
+    assert pages.command() == "python benchmarks/a.py --data d"
+
+
 def test_an_origin_says_how_many_threads_were_asked_for(
     pages: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
