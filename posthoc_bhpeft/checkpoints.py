@@ -98,6 +98,7 @@ def load_base(
     tokenizer: PreTrainedTokenizerBase | None = None,
     dtype: str = "float32",
     architecture: str | None = None,
+    multi_label: bool = False,
 ) -> PreTrainedModel:
     """A base model with a fresh head for these classes, or one output for regression.
 
@@ -108,11 +109,12 @@ def load_base(
         dtype: "float32", "bfloat16", "float16", or "auto" for that of the file.
         architecture: class of transformers; a sequence classifier by default. Those whose head has
             no labels (language models, multiple choice) come with the head of the file.
+        multi_label: any number of the labels may apply to a row.
 
     Raises:
         CheckpointError: the model is not there or is none of that class.
     """
-    options = head_options(label_names) if has_labels(architecture) else {}
+    options = head_options(label_names, multi_label) if has_labels(architecture) else {}
     try:
         model: PreTrainedModel = class_named(architecture).from_pretrained(
             resolve_model(name), dtype=dtype, **options
@@ -130,7 +132,7 @@ def load_base(
     return model
 
 
-def head_options(label_names: Sequence[str] | None) -> dict[str, Any]:
+def head_options(label_names: Sequence[str] | None, multi_label: bool = False) -> dict[str, Any]:
     """What `from_pretrained` is told about a head for these classes, or for regression."""
     # A base may come with a head for other classes; ours is trained, or saved beside.
     anew = {"ignore_mismatched_sizes": True}
@@ -142,7 +144,7 @@ def head_options(label_names: Sequence[str] | None) -> dict[str, Any]:
         "num_labels": len(names),
         "id2label": names,
         "label2id": {label: index for index, label in names.items()},
-        "problem_type": "single_label_classification",
+        "problem_type": f"{'multi' if multi_label else 'single'}_label_classification",
     }
 
 
@@ -189,7 +191,11 @@ def load_adapter(
     if not label_names and has_labels(known):
         label_names = checkpoint_labels(path)
     model = load_base(
-        resolve_base(recorded), label_names=label_names, dtype=dtype, architecture=known
+        resolve_base(recorded),
+        label_names=label_names,
+        dtype=dtype,
+        architecture=known,
+        multi_label=trained_for_several(path),
     )
     if model.config.pad_token_id is None:
         has_own = (path / "tokenizer_config.json").is_file()
@@ -237,6 +243,12 @@ def checkpoint_labels(folder: Path) -> tuple[str, ...] | None:
         names = read_json(record).get("label_names")
         return None if names is None else tuple(names)
     return tuple(f"LABEL_{index}" for index in range(_outputs_in_head(folder)))
+
+
+def trained_for_several(folder: Path) -> bool:
+    """Whether any number of labels may apply to a row, as far as a training here recorded it."""
+    record = folder / TRAINING_FILE
+    return record.is_file() and bool(read_json(record).get("multi_label"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

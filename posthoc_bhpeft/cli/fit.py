@@ -20,11 +20,13 @@ from posthoc_bhpeft.cli.options import (
     FactorRankOption,
     GroupChoice,
     JsonOption,
+    LabelColumnsOption,
     LabelOption,
     OverwriteOption,
     PairOption,
     PriorChoice,
     QuietOption,
+    SeparatorOption,
     TextOption,
 )
 from posthoc_bhpeft.cli.output import running
@@ -94,6 +96,8 @@ def fit(
     text_column: TextOption = None,
     text_pair_column: PairOption = None,
     label_column: LabelOption = None,
+    label_columns: LabelColumnsOption = None,
+    label_separator: SeparatorOption = None,
     drop_unlabelled: DropOption = False,
     model: BaseOption = None,
     device: DeviceOption = None,
@@ -132,6 +136,7 @@ def fit(
         from posthoc_bhpeft.cli.rows import (
             absolute,
             batches_of,
+            names_in,
             open_checkpoint,
             tokenizer_of,
             training_rows,
@@ -153,6 +158,8 @@ def fit(
                 text_column=text_column,
                 text_pair_column=text_pair_column,
                 label_column=label_column,
+                label_columns=names_in(label_columns),
+                label_separator=label_separator,
                 drop_unlabelled=drop_unlabelled,
                 seed=seed or 0,
             )

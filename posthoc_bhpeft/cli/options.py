@@ -43,6 +43,22 @@ PairOption = Annotated[
 LabelOption = Annotated[
     str | None, typer.Option("--label-column", help="Column with the label. [default: found]")
 ]
+LabelColumnsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--label-columns",
+        metavar="A,B,...",
+        help="Several labels a row: a column of 0 and 1 for each, with commas between the names.",
+    ),
+]
+SeparatorOption = Annotated[
+    str | None,
+    typer.Option(
+        "--label-separator",
+        help="Several labels a row in one text: what stands between them, such as ',' or '|'. An "
+        "empty text has none.",
+    ),
+]
 DropOption = Annotated[
     bool, typer.Option("--drop-unlabelled", help="Leave out rows whose label is missing or -1.")
 ]

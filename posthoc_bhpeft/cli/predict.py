@@ -14,12 +14,14 @@ from posthoc_bhpeft.cli.options import (
     DeviceOption,
     DropOption,
     JsonOption,
+    LabelColumnsOption,
     LabelOption,
     LinkChoice,
     OverwriteOption,
     PairOption,
     PredictiveChoice,
     QuietOption,
+    SeparatorOption,
     TextOption,
 )
 from posthoc_bhpeft.cli.output import running
@@ -68,6 +70,8 @@ def predict(
     text_column: TextOption = None,
     text_pair_column: PairOption = None,
     label_column: LabelOption = None,
+    label_columns: LabelColumnsOption = None,
+    label_separator: SeparatorOption = None,
     drop_unlabelled: DropOption = False,
     ignore_labels: Annotated[
         bool, typer.Option("--ignore-labels", help="Predict all rows as if they had no label.")
@@ -113,6 +117,7 @@ def predict(
             batches_of,
             check_no_stream,
             drawn_rows,
+            names_in,
             open_checkpoint,
             reading,
             rows_to_predict,
@@ -140,6 +145,8 @@ def predict(
             text_column=text_column,
             text_pair_column=text_pair_column,
             label_column=label_column,
+            label_columns=names_in(label_columns),
+            label_separator=label_separator,
             drop_unlabelled=drop_unlabelled,
         )
         rows = rows_to_predict(found, reading(found, named), split, ignore_labels=ignore_labels)

@@ -19,11 +19,15 @@ from posthoc_bhpeft.data import (
 from posthoc_bhpeft.data.forms import Form
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.errors import ConfigError, DataError
-from posthoc_bhpeft.likelihood import Categorical, Gaussian, Likelihood, Tokens
+from posthoc_bhpeft.likelihood import Bernoulli, Categorical, Gaussian, Likelihood, Tokens
 from posthoc_bhpeft.streams.identity import STREAM_FILE
 from posthoc_bhpeft.streams.lineage import LINEAGE_FILE, Lineage, read_lineage
 from posthoc_bhpeft.streams.rounds import Heads
 from posthoc_bhpeft.training import TrainingRecord
+
+TEXTS = ("text_column", "text_pair_column")
+LABELS = ("label_column", "label_columns", "label_separator")
+"""Settings that say where the texts and the labels of rows are."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +53,28 @@ class Checkpoint:
 
     @property
     def likelihood(self) -> Likelihood:
-        """Of one label a row, or one a word, as far as files tell; the noise is not known."""
+        """Of the labels, as far as files tell; others do not record that there may be several."""
         if self.task is Form.WORDS:
             return Tokens()
+        if self.record is not None and self.record.multi_label:
+            return Bernoulli()
         # What squared error assumes.
         return Gaussian(1.0) if self.regression else Categorical()
 
     def read_as(self, settings: RowSettings) -> RowSettings:
-        """Settings for reading rows as this checkpoint needs them."""
-        # One label a row is what was trained here; only others can have trained something else.
-        lists = None if self.record is None and self.task is Form.TEXT else False
+        """Settings for reading rows as this checkpoint needs them.
+
+        Raises:
+            ConfigError: several labels a row are named, and it gives one.
+        """
+        lists = None if self.task is Form.TEXT else False
+        if self.record is not None:
+            lists = self.record.multi_label
+        if lists is False and (settings.label_columns or settings.label_separator is not None):
+            raise ConfigError(
+                f"{str(self.folder)!r} was not trained for several labels a row, so leave out "
+                "--label-columns and --label-separator; the column is --label-column."
+            )
         return replace(
             settings,
             choices=self.task.with_choices,
@@ -148,11 +164,15 @@ def reading(checkpoint: Checkpoint, named: RowSettings, place: str = "") -> RowS
         raise ConfigError("The checkpoint does not record its data: name some with --data.")
     source = absolute(source)
     known = recorded if recorded is not None and recorded.source == source else named
-    columns = {
-        name: getattr(named, name) or getattr(known, name)
-        for name in ("text_column", "text_pair_column", "label_column")
-    }
-    return replace(named, source=source, **columns)
+    texts = {name: getattr(named, name) or getattr(known, name) for name in TEXTS}
+    # Labels are written in one way, so one that is named leaves no room for another.
+    told = named if any(getattr(named, name) for name in LABELS) else known
+    return replace(named, source=source, **texts, **{name: getattr(told, name) for name in LABELS})
+
+
+def names_in(columns: str | None) -> tuple[str, ...]:
+    """The names of columns, with commas between them; none where nothing is given."""
+    return tuple(name.strip() for name in (columns or "").split(",") if name.strip())
 
 
 def drawn_rows(rows: TextData, max_rows: int | None, seed: int) -> TextData:
@@ -238,9 +258,8 @@ def rows_to_predict(
 
 def _same_data(named: RowSettings, recorded: RowSettings) -> bool:
     """Whether --data names the very data of the training, read the same way."""
-    columns = ("text_column", "text_pair_column", "label_column")
     return named.source == recorded.source and all(
-        getattr(named, name) in (None, getattr(recorded, name)) for name in columns
+        getattr(named, name) in (None, (), getattr(recorded, name)) for name in (*TEXTS, *LABELS)
     )
 
 
@@ -258,8 +277,10 @@ def _check_classes(checkpoint: Checkpoint, rows: TextData) -> None:
     if rows.labels is None or rows.regression or checkpoint.label_names is None:
         return
     have, want = len(rows.label_names or ()), len(checkpoint.label_names)
-    if have > want:
+    # Of several labels a row, each output needs its own 0 or 1.
+    if have > want or (rows.multi_label and have < want):
         raise DataError(
             f"{rows.source} ({rows.split}) has {have} classes, the checkpoint was trained for "
-            f"{want}: {', '.join(checkpoint.label_names[:12])}."
+            f"{want}: {', '.join(checkpoint.label_names[:12])}. A meta.json beside the data "
+            'can name them all, in the order of the outputs: {"label_names": [...]}.'
         )

@@ -17,6 +17,7 @@ from posthoc_bhpeft.cli.options import (
     DtypeOption,
     EpochsOption,
     JsonOption,
+    LabelColumnsOption,
     LabelOption,
     ModelOption,
     OverwriteOption,
@@ -28,6 +29,7 @@ from posthoc_bhpeft.cli.options import (
     RankOption,
     RateOption,
     SeedOption,
+    SeparatorOption,
     TaskChoice,
     TextOption,
     TokensOption,
@@ -86,6 +88,8 @@ def train(
     text_column: TextOption = None,
     text_pair_column: PairOption = None,
     label_column: LabelOption = None,
+    label_columns: LabelColumnsOption = None,
+    label_separator: SeparatorOption = None,
     drop_unlabelled: DropOption = False,
     regression: Annotated[
         bool, typer.Option("--regression", help="Labels are real numbers, also where integer.")
@@ -107,6 +111,10 @@ def train(
     the names of the classes for the choices of every row. For a label on each word a row has a list
     of words (`tokens`) and a list of as many labels (`ner_tags`, `tags` or `labels`).
 
+    Where any number of labels may apply to a row, they are a list: of names or numbers, empty for
+    none, or with a 0 or 1 for each label. A csv has no lists; there name a column of 0 and 1 for
+    each label with --label-columns, or what stands between the labels with --label-separator.
+
     \b
     Examples:
       bhpeft train --data reviews.csv --output out
@@ -116,12 +124,14 @@ def train(
       bhpeft train --model Qwen/Qwen2.5-0.5B --data arc_easy --output out
       bhpeft train --model Qwen/Qwen2.5-0.5B --data boolq --task choices --output out
       bhpeft train --data wnut_17 --output out
+      bhpeft train --data go_emotions --output out
+      bhpeft train --data posts.csv --label-columns toxic,threat,insult --output out
     """  # noqa: D301 - \b is the character that keeps lines apart
     with running(as_json=as_json, quiet=quiet, debug=debug) as out:
         from dataclasses import replace
 
         from posthoc_bhpeft.checkpoints import check_output, resolve_model
-        from posthoc_bhpeft.cli.rows import absolute
+        from posthoc_bhpeft.cli.rows import absolute, names_in
         from posthoc_bhpeft.data import RowSettings, choose_rows
         from posthoc_bhpeft.data.forms import Form
         from posthoc_bhpeft.data.loader import check_length
@@ -152,8 +162,11 @@ def train(
             text_column=text_column,
             text_pair_column=text_pair_column,
             label_column=label_column,
+            label_columns=names_in(label_columns),
+            label_separator=label_separator,
             regression=True if regression else None,
             choices=None if task is None else task is TaskChoice.choices,
+            multi_label=None,
             words=None if task is None else task is TaskChoice.words,
             drop_unlabelled=drop_unlabelled,
             max_rows=max_rows,

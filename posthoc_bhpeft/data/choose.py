@@ -25,6 +25,8 @@ class RowSettings:
         text_column: the column with the text, or None to find it.
         text_pair_column: the column with the second text, or None to find it.
         label_column: the column with the label, or None to find it.
+        label_columns: columns with a 0 or 1 for each of several labels a row.
+        label_separator: what stands between several labels a row, where they are one text.
         regression: True or False where it is known; None reads float labels as regression.
         drop_unlabelled: leave out rows whose label is missing or -1.
         choices: rows are questions with choices; None tells from their columns.
@@ -42,6 +44,8 @@ class RowSettings:
     text_column: str | None = None
     text_pair_column: str | None = None
     label_column: str | None = None
+    label_columns: tuple[str, ...] = ()
+    label_separator: str | None = None
     regression: bool | None = None
     drop_unlabelled: bool = False
     choices: bool | None = False
@@ -52,6 +56,8 @@ class RowSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        # A record in JSON has a list.
+        object.__setattr__(self, "label_columns", tuple(self.label_columns))
         for name in ("max_rows", "max_validation_rows"):
             value = getattr(self, name)
             if value is not None and value < 2:
@@ -83,15 +89,28 @@ def choose_rows(settings: RowSettings) -> ChosenRows:
     train, validation = _same_letters(train.draw(settings.max_rows, settings.seed), validation)
     drawn = f", drawn with seed {settings.seed}" if len(train) < len(whole) else ""
     for rows in (train, validation):
-        if rows is not None and rows.labels is None:
-            raise DataError(
-                f"{rows.source} ({rows.split}) has no labels to learn from. "
-                "Name the column with --label-column (label_column=)."
-            )
+        if rows is not None:
+            check_labels(rows)
+    if train.multi_label and not any(map(any, train.labels or ())):
+        raise DataError(f"{train.source} ({train.split}): no label applies to any row to learn.")
     notes.insert(
         0, f"{len(train)} of the {len(whole)} rows of {source.name} ({whole.split}) train{drawn}"
     )
     return ChosenRows(train, validation, tuple(notes))
+
+
+def check_labels(rows: TextData) -> None:
+    """Raise where there is nothing to learn from.
+
+    Raises:
+        DataError: With how to name the labels.
+    """
+    if rows.labels is None:
+        raise DataError(
+            f"{rows.source} ({rows.split}) has no labels to learn from. Name the column with "
+            "--label-column (label_column=), or several columns of 0 and 1 with --label-columns "
+            "(label_columns=)."
+        )
 
 
 def read_rows(
@@ -109,6 +128,8 @@ def read_rows(
         text_column=settings.text_column,
         text_pair_column=settings.text_pair_column,
         label_column=settings.label_column,
+        label_columns=settings.label_columns,
+        label_separator=settings.label_separator,
         label_names=label_names,
         regression=settings.regression,
         drop_unlabelled=settings.drop_unlabelled,
@@ -137,6 +158,7 @@ def _validation(
         regression=whole.regression,
         choices=whole.choices is not None,
         words=whole.words is not None,
+        multi_label=whole.multi_label,
     )
     rows = read_rows(same, source, split, label_names=whole.label_names)
     validation = rows.draw(settings.max_validation_rows, settings.seed)

@@ -17,6 +17,7 @@ TEXT_COLUMNS = (
     "message",
     "tweet",
     "comment",
+    "comment_text",
     "utterance",
     "body",
     "document",
@@ -94,7 +95,7 @@ def find_columns(
     """
     for name in (text, pair, label):
         if name is not None and name not in kinds:
-            raise DataError(f"There is no column {name!r}. The columns are: {_listed(kinds)}.")
+            raise DataError(f"There is no column {name!r}. The columns are: {listed(kinds)}.")
     if label is None:
         label = _first(LABEL_COLUMNS, kinds)
     if text is not None:
@@ -114,7 +115,7 @@ def find_columns(
             " Words with a label each: `bhpeft train --task words` (words=True)." if lists else ""
         )
         raise DataError(
-            f"Cannot tell which column holds the text. The columns are: {_listed(kinds)}. "
+            f"Cannot tell which column holds the text. The columns are: {listed(kinds)}. "
             f"Name it with --text-column (text_column=).{words}"
         )
     return Columns(found, pair, label)
@@ -153,9 +154,10 @@ def _read(values: Sequence[Any], names: Sequence[str] | None, regression: bool |
     kinds = {type(value) for value in values}
     if kinds & {list, tuple, dict}:
         raise DataError(
-            "Labels are lists, one for each row: multi-label. `bhpeft train` does one label a row; "
-            "`bhpeft fit` reads them for a checkpoint that was trained so, and load_rows with "
-            "multi_label=True for bayesianize(..., likelihood=Bernoulli())."
+            "Labels are lists, one for each row: several labels. `bhpeft train` learns them, and "
+            "load_rows reads them with multi_label=True for bayesianize(..., likelihood="
+            "Bernoulli()); choices, --regression, rounds of a stream and a checkpoint that was "
+            "trained for one label a row take no lists."
         )
     if kinds <= {str}:
         return _named([str(value) for value in values], names)
@@ -226,11 +228,11 @@ def _named(values: list[str], names: Sequence[str] | None) -> Labels:
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise DataError(
-            f"Unknown label{'s' if len(unknown) > 1 else ''}: {_listed(unknown)}. "
-            f"Known: {_listed(known)}."
+            f"Unknown label{'s' if len(unknown) > 1 else ''}: {listed(unknown)}. "
+            f"Known: {listed(known)}."
         )
     index = {name: i for i, name in enumerate(known)}
-    note = None if names else f"labels mapped in sorted order: {_listed(known)}"
+    note = None if names else f"labels mapped in sorted order: {listed(known)}"
     return Labels(tuple(index[value] for value in values), known, note)
 
 
@@ -244,8 +246,8 @@ def _indexed(values: list[int], names: Sequence[str] | None) -> Labels:
     wrong = [value for value in distinct if not 0 <= value < len(known)]
     if wrong:
         raise DataError(
-            f"Labels out of range: {_listed(wrong)}. There are {len(known)} classes "
-            f"({_listed(known)}), so labels run from 0 to {len(known) - 1}."
+            f"Labels out of range: {listed(wrong)}. There are {len(known)} classes "
+            f"({listed(known)}), so labels run from 0 to {len(known) - 1}."
         )
     return Labels(tuple(values), known)
 
@@ -255,7 +257,7 @@ def _renumbered(values: list[int], names: tuple[str, ...]) -> Labels:
     labels = _named([str(value) for value in values], names)
     if names == tuple(str(i) for i in range(len(names))):
         return labels
-    return Labels(labels.values, names, f"labels {_listed(names)} became 0 to {len(names) - 1}")
+    return Labels(labels.values, names, f"labels {listed(names)} became 0 to {len(names) - 1}")
 
 
 def _are_codes(distinct: list[int]) -> bool:
@@ -290,7 +292,8 @@ def _first(wanted: Sequence[str], kinds: Mapping[str, type]) -> str | None:
     return next((by_lower[name] for name in wanted if name in by_lower), None)
 
 
-def _listed(names: Any, limit: int = 12) -> str:
+def listed(names: Any, limit: int = 12) -> str:
+    """Names with commas between, and how many more there are; for people."""
     items = [str(name) for name in names]
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(items[:limit]) + more

@@ -98,7 +98,7 @@ class Form(Enum):
         if self is Form.WORDS:
             return "task: token classification, one of several classes for each word"
         if rows.multi_label:
-            return "task: several labels a row, since labels are lists"
+            return "task: several labels a row, each of which applies or not"
         return "task: regression" if rows.regression else "task: one of several classes"
 
 

@@ -109,7 +109,8 @@ def encode(
     rows = [{key: encoded[key][n] for key in encoded} for n in range(len(data))]
     if data.labels is not None:
         for row, label in zip(rows, data.labels, strict=True):
-            row["labels"] = label
+            # Answers are targets of a binary cross-entropy, which takes no integers.
+            row["labels"] = [float(one) for one in label] if data.multi_label else label
     return EncodedRows(tuple(rows), data)
 
 

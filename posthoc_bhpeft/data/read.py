@@ -12,7 +12,6 @@ from posthoc_bhpeft.data.answers import (
     check_choice_labels,
     letters,
     read_choices,
-    read_multi_label,
 )
 from posthoc_bhpeft.data.columns import (
     Columns,
@@ -20,11 +19,13 @@ from posthoc_bhpeft.data.columns import (
     class_names,
     find_columns,
     is_missing,
+    listed,
     missing_labels,
     read_labels,
     values_of,
 )
 from posthoc_bhpeft.data.rows import TextData
+from posthoc_bhpeft.data.several import Several, read_several
 from posthoc_bhpeft.data.sources import Source, open_source, read_split
 from posthoc_bhpeft.data.words import check_only_words, read_words, tells_words
 from posthoc_bhpeft.errors import DataError
@@ -37,6 +38,8 @@ def load_rows(
     text_column: str | None = None,
     text_pair_column: str | None = None,
     label_column: str | None = None,
+    label_columns: Sequence[str] = (),
+    label_separator: str | None = None,
     label_names: Sequence[str] | None = None,
     regression: bool | None = None,
     drop_unlabelled: bool = False,
@@ -56,6 +59,9 @@ def load_rows(
         text_column: the column with the text; the usual names are found.
         text_pair_column: the column with a second text, such as a passage beside its question.
         label_column: the column with the label; the usual names are found.
+        label_columns: columns with a 0 or 1 for each of several labels a row, named after them.
+        label_separator: what stands between several labels a row, where they are one text; an empty
+            one has none.
         label_names: names of the classes, index = label, where they are known from elsewhere.
         regression: True or False where it is known; None reads float labels as regression.
         drop_unlabelled: leave out rows whose label is missing or -1 instead of raising.
@@ -64,8 +70,8 @@ def load_rows(
         choices: read questions with a column `choices`, whose label counts them from 0; where
             there is no such column, the choices of every row are the names of the classes; None
             reads them where there is the column.
-        multi_label: labels are lists: of names or numbers of classes, or a 0 or 1 for each; None
-            tells from the values.
+        multi_label: labels are lists, and any number may apply: of names or numbers of classes, or
+            a 0 or 1 for each; None tells from the values.
         words: read lists of words (column `tokens` or `words`) with a list of as many labels
             (`ner_tags`, `tags`, `labels`); None reads them where there are both.
 
@@ -77,7 +83,18 @@ def load_rows(
     if len(rows) == 0:
         raise DataError(f"The split {split!r} of {place.name} has no rows.")
     where = f"{place.name} ({split})"
-    if words or (words is None and not choices and tells_words(rows, label_column)):
+    several = Several()
+    if not ignore_labels:
+        several = Several(tuple(label_columns), label_separator, multi_label)
+    others = {
+        "--task words (words=)": words,
+        "--task choices (choices=)": choices,
+        "--regression (regression=)": regression,
+        "--label-column (label_column=)": label_columns and label_column,
+    }
+    several.check(rows.column_names, others, where)
+    told = words is None and not choices and not several.named
+    if words or (told and tells_words(rows, label_column)):
         check_only_words(where, choices=choices, regression=regression, pair=text_pair_column)
         found = read_words(
             rows,
@@ -93,7 +110,7 @@ def load_rows(
         return replace(found, source=place.name, split=split, notes=notes)
     kinds = {name: _kind(feature) for name, feature in rows.features.items()}
     if choices is None:
-        choices = kinds.get(CHOICES_COLUMN) is list
+        choices = kinds.get(CHOICES_COLUMN) is list and not several.named
     if choices and regression:
         raise DataError(
             f"{where}: one of the choices of a row is right, so its label is no real number. Leave "
@@ -105,23 +122,25 @@ def load_rows(
         )
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
-    if ignore_labels:
+    if ignore_labels or several.columns:
         columns = Columns(columns.text, columns.pair, None)
     own = read_choices(rows, where) if choices else None
-    names = label_names or place.label_names
+    names = label_names or several.columns or place.label_names
+    several.check_names(names, where)
     kept, labels = _labels(
         rows,
         columns.label,
+        # One of the choices is right, whatever a list may say.
+        several=replace(several, lists=False) if choices else several,
         names=names if own is None else letters(max(map(len, own))),
         regression=regression,
         drop=drop_unlabelled,
         one_class=one_class,
-        multi_label=multi_label,
         where=where,
     )
-    notes = _notes(columns, labels, dropped=len(rows) - len(kept))
+    notes = _notes(columns, several, labels, dropped=len(rows) - len(kept))
     notes += _caution(place, label_names, None if labels is None else labels.names)
-    used = {columns.text, columns.pair, columns.label}
+    used = {columns.text, columns.pair, columns.label, *several.columns}
     if own is not None:
         used.add(CHOICES_COLUMN)
     chosen = _choices(own, kept, labels, names, where) if choices else None
@@ -146,31 +165,34 @@ def _labels(
     rows: Any,
     column: str | None,
     *,
+    several: Several,
     names: Sequence[str] | None,
     regression: bool | None,
     drop: bool,
     one_class: bool,
-    multi_label: bool | None,
     where: str,
 ) -> tuple[list[int], Labels | None]:
     """The rows to keep and their labels; no labels if the column is absent or empty."""
     everything = list(range(len(rows)))
-    if column is None:
+    if column is None and not several.columns:
         return everything, None
-    values = rows[column][:]
+    called = column or listed(several.columns)
+    values = several.written(rows, column, where)
     kept = [row for row in everything if not is_missing(values[row])]
     if len(kept) < len(values):
         if not kept and all(value is None for value in values):
             return everything, None
         if not drop or not kept:
-            raise DataError(missing_labels(values, kept, column, where))
-    present, names = class_names(rows.features[column], [values[row] for row in kept], names)
+            raise DataError(missing_labels(values, kept, called, where))
+    present: Sequence[Any] = [values[row] for row in kept]
+    feature = rows.features.get(column)
     try:
-        if multi_label or (multi_label is None and isinstance(present[0], list)):
-            return kept, Labels(*read_multi_label(present, names))
+        if several.apply(present, regression):
+            return kept, read_several(present, feature, names)
+        present, names = class_names(feature, present, names)
         labels = read_labels(present, names=names, regression=regression, one_class=one_class)
     except DataError as error:
-        raise DataError(f"{where}, column {column!r}: {error}") from error
+        raise DataError(f"{where}, column {called!r}: {error}") from error
     return kept, labels
 
 
@@ -227,9 +249,12 @@ def _caution(
     return (f"CAUTION: the data names its classes {theirs}, but they are read as {ours}",)
 
 
-def _notes(columns: Columns, labels: Labels | None, *, dropped: int) -> tuple[str, ...]:
+def _notes(
+    columns: Columns, several: Several, labels: Labels | None, *, dropped: int
+) -> tuple[str, ...]:
     texts = repr(columns.text) if columns.pair is None else f"{columns.text!r} + {columns.pair!r}"
-    label = "no labels" if labels is None else f"label from {columns.label!r}"
+    source = f"{len(several.columns)} columns" if several.columns else repr(columns.label)
+    label = "no labels" if labels is None else f"label from {source}"
     notes = [f"text from {texts}, {label}"]
     if labels is not None and labels.note:
         notes.append(labels.note)

@@ -83,6 +83,8 @@ def build(
     settings: TrainingSettings,
     peft_config: PeftConfig | None,
     form: Form = Form.TEXT,
+    *,
+    multi_label: bool = False,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """A base model with fresh head and fresh adapters, and its tokenizer.
 
@@ -92,6 +94,7 @@ def build(
         settings: what the adapters are.
         peft_config: in place of what `settings` describe.
         form: of the rows, which decides the class of the model.
+        multi_label: any number of the labels may apply to a row.
     """
     from peft import get_peft_model
 
@@ -103,6 +106,7 @@ def build(
         tokenizer=tokenizer,
         dtype=settings.dtype,
         architecture=_CLASSES[form],
+        multi_label=multi_label,
     )
     return get_peft_model(plain, peft_config or settings.peft_config(_TASK_TYPES[form])), tokenizer
 

@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from torch import Tensor, nn
 
+_FIGURES = {
+    "eval_nll": "validation NLL",
+    "eval_accuracy": "accuracy",
+    "eval_f1": "F1",
+    "eval_rmse": "RMSE",
+}
+"""Figures of the validation rows, by the names that the Trainer gives them; for people."""
+
 # Parts of the loss that `PenalizedTrainer` logs.
 _PARTS = ("loss_data", "loss_penalty")
 
@@ -43,7 +51,7 @@ class BestWeights(TrainerCallback):  # type: ignore[misc]
         figures = {
             name.removeprefix("eval_"): float(value)
             for name, value in metrics.items()
-            if name in ("eval_nll", "eval_accuracy", "eval_rmse")
+            if name in _FIGURES
         }
         self.history.append({**self._losses, **figures})
         epoch = len(self.history)
@@ -107,8 +115,7 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
         self._epochs += 1
         if self._bar is None:
             return
-        names = {"eval_nll": "validation NLL", "eval_accuracy": "accuracy", "eval_rmse": "RMSE"}
-        figures = [f"{text} {metrics[key]:.4f}" for key, text in names.items() if key in metrics]
+        figures = [f"{text} {metrics[key]:.4f}" for key, text in _FIGURES.items() if key in metrics]
         self._bar.console.print(f"epoch {self._epochs}: {', '.join(figures)}", highlight=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

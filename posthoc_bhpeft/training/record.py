@@ -30,6 +30,7 @@ class TrainingRecord:
         best_epoch: the epoch whose weights were kept, counted from 1.
         history: the figures of every epoch.
         seconds: wall-clock time.
+        multi_label: whether any number of the labels may apply to a row.
     """
 
     model: str
@@ -42,6 +43,7 @@ class TrainingRecord:
     best_epoch: int
     history: tuple[Mapping[str, float], ...]
     seconds: float
+    multi_label: bool = False
 
     @property
     def metrics(self) -> Mapping[str, float]:

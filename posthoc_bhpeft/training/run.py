@@ -71,7 +71,7 @@ def train(
     Rows with choices (`load_rows(..., choices=True)`) are prompts for a causal language model,
     which learns to answer with the letter of the right choice; another base learns a head that
     scores one text a choice. Rows of words (`words=True`) are for a head on every word, other rows
-    for a head on the text.
+    for a head on the text, whose outputs exclude each other unless labels are several a row.
 
     With validation rows, training stops when their negative log-likelihood (NLL) no longer falls,
     and the weights of the best epoch are kept. The random state of the process is left as it was.
@@ -87,7 +87,7 @@ def train(
         device: "cpu" to leave an accelerator alone; None uses one if there is one.
 
     Raises:
-        DataError: rows without labels, or with several.
+        DataError: rows without labels.
         CheckpointError: the base model is not found.
         ConfigError: another device than these is asked for; or rows have choices or a label for
             every word, and the base cannot answer them.
@@ -96,16 +96,13 @@ def train(
     settings = settings or TrainingSettings()
     if data.labels is None or (validation is not None and validation.labels is None):
         raise DataError("Training needs rows with labels.")
-    if data.multi_label:
-        raise DataError(
-            "`train` does one class, one choice or one number a row. Train for several labels a "
-            "row with Trainer or a bare loop (docs/tasks.md), then bayesianize."
-        )
     check_device(device, settings)
     started = time.perf_counter()
     form = form_for(model, data)
     with seeded(settings.seed):
-        tuned, tokenizer = build(model, data.label_names, settings, peft_config, form)
+        tuned, tokenizer = build(
+            model, data.label_names, settings, peft_config, form, multi_label=data.multi_label
+        )
         asked = form.wrap(tuned, data, tokenizer)
         task = _task(form, data, validation, tokenizer, settings)
         scored = Scored(asked) if form.with_choices else asked
@@ -121,6 +118,7 @@ def train(
         best_epoch=best.best_epoch,
         history=tuple(best.history),
         seconds=round(time.perf_counter() - started, 1),
+        multi_label=data.multi_label,
     )
     return TrainingResult(asked, tokenizer, record)
 
@@ -136,11 +134,12 @@ def _task(
     held_out = (
         None if validation is None else form.encode(validation, tokenizer, settings.max_length)
     )
+    one = _regression_metrics if data.regression else _class_metrics
     return Task(
         train=train,
         validation=held_out,
         collate=collator(tokenizer, train, *([held_out] if held_out else [])),
-        metrics=_regression_metrics if data.regression else _class_metrics,
+        metrics=_answer_metrics if data.multi_label else one,
     )
 
 
@@ -154,6 +153,19 @@ def _class_metrics(prediction: Any) -> dict[str, float]:
     return {
         "nll": float(-log_probabilities[np.arange(len(labels)), labels.astype(int)].mean()),
         "accuracy": float((logits.argmax(1) == labels).mean()),
+    }
+
+
+def _answer_metrics(prediction: Any) -> dict[str, float]:
+    """NLL of a row, summed over its labels, and the F1 of all labels that are or should be there.
+
+    A label is there where its probability is above a half.
+    """
+    logits, labels = _arrays(prediction)
+    said = logits > 0
+    return {
+        "nll": float(np.logaddexp(0, np.where(labels > 0, -logits, logits)).sum(1).mean()),
+        "f1": float(2 * (said * labels).sum() / max(said.sum() + labels.sum(), 1)),
     }
 
 

@@ -119,7 +119,7 @@ SEVERAL = [("fire", ["hot", "lit"]), ("ice", []), ("sun", ["lit"]), ("snow", ["d
 def test_several_labels_a_row(tmp_path: Path) -> None:
     data = text_rows(tmp_path, SEVERAL)
     said, about, out = fitted_and_predicted(classifier(tmp_path, 3), data, tmp_path)
-    assert said["task"] == "task: several labels a row, since labels are lists"
+    assert said["task"] == "task: several labels a row, each of which applies or not"
     assert set(about["metrics"]) == {"rows", "nll", "brier", "exact", "f1"}
     bayes = BayesianPeft.from_pretrained(out)
     assert type(bayes.likelihood).__name__ == "Bernoulli"

@@ -1,4 +1,4 @@
-"""Rows with choices or several labels: read, made into prompts and pairs, and refused."""
+"""Rows with choices: read, made into prompts and pairs, and refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from posthoc_bhpeft.data import (
 from posthoc_bhpeft.data.answers import letters
 from posthoc_bhpeft.errors import ConfigError, DataError
 from posthoc_bhpeft.tasks import AnswerTokens
-from posthoc_bhpeft.training import train
 from tests.tasks.words import make_questions, tokenizer, write_rows
 
 
@@ -84,53 +83,6 @@ def test_choices_that_make_no_sense(tmp_path: Path, change: Any, message: str) -
 def test_nothing_to_choose_from(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing names the classes to choose from"):
         read(tmp_path, [{"text": "ice"}, {"text": "fire"}], choices=True)
-
-
-SEVERAL = [["hot", "lit"], [], ["lit"]]
-EXPECTED = ((1, 1), (0, 0), (0, 1))
-
-
-@pytest.mark.parametrize(
-    ("labels", "names", "expected"),
-    [
-        (SEVERAL, None, EXPECTED),
-        (SEVERAL, ["hot", "lit"], EXPECTED),
-        (SEVERAL, ["lit", "hot"], ((1, 1), (0, 0), (1, 0))),
-        ([[0, 1], [], [1]], ["hot", "lit"], EXPECTED),
-        ([[1, 1], [0, 0], [0, 1]], None, EXPECTED),
-        ([[1, 1], [0, 0], [0, 1]], ["hot", "lit"], EXPECTED),
-        ([[0, 1], [1, 0], [1, 1]], ["hot", "lit", "dry"], ((1, 1, 0), (1, 1, 0), (0, 1, 0))),
-    ],
-)
-def test_several_labels(tmp_path: Path, labels: Any, names: Any, expected: Any) -> None:
-    rows = [{"text": "ice", "label": one} for one in labels]
-    data = read(tmp_path, rows, multi_label=None, label_names=names)
-    assert data.multi_label
-    assert data.labels == expected
-    assert data.num_outputs == len(expected[0])
-
-
-@pytest.mark.parametrize(
-    ("labels", "names", "message"),
-    [
-        ([[0, 2], [1]], None, "nothing says how many classes there are"),
-        ([["hot"], ["wet"]], ["hot", "lit"], "row 1 has the label 'wet'. Known: hot, lit"),
-        ([[0, 2], [1]], ["hot", "lit"], "row 0 has the label 2. Known: hot, lit"),
-    ],
-)
-def test_several_labels_that_make_no_sense(
-    tmp_path: Path, labels: Any, names: Any, message: str
-) -> None:
-    rows = [{"text": "ice", "label": one} for one in labels]
-    with pytest.raises(DataError, match=message):
-        read(tmp_path, rows, multi_label=True, label_names=names)
-
-
-def test_one_class_a_row_is_not_several(tmp_path: Path) -> None:
-    rows = [{"text": "ice", "label": n % 2} for n in range(4)]
-    assert not read(tmp_path, rows, multi_label=None).multi_label
-    with pytest.raises(DataError, match="multi-label rows have a list each"):
-        read(tmp_path, rows, multi_label=True)
 
 
 def test_the_prompt() -> None:
@@ -208,12 +160,6 @@ def test_rows_without_choices_are_refused(tmp_path: Path, make: Any) -> None:
     rows = read(tmp_path, [{"text": "ice", "label": n % 2} for n in range(2)])
     with pytest.raises(DataError, match="choices=True"):
         make(rows, tokenizer())
-
-
-def test_train_refuses_what_it_does_not_do(tmp_path: Path) -> None:
-    lists = [{"text": "ice", "label": one} for one in SEVERAL]
-    with pytest.raises(DataError, match="one class, one choice or one number a row"):
-        train("minilm", read(tmp_path, lists, multi_label=True))
 
 
 def test_there_are_letters_for_so_many() -> None:
