@@ -24,8 +24,16 @@ from torch import Tensor
 from posthoc_bhpeft.audit import metrics
 from posthoc_bhpeft.audit.metrics import detection
 from posthoc_bhpeft.checkpoints import write_text
+from posthoc_bhpeft.predictive import Prediction
 
 FIGURES = ("accuracy", "nll", "ece", "brier", "aurc")
+APART = {
+    "auroc": "confidence",
+    "auroc_total": "total",
+    "auroc_epistemic": "epistemic",
+    "auroc_novelty": "novelty",
+}
+"""Figures of rows of no known class, by the doubt that they are about."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class Score:
         less, low, high: NLL less that of MAP on the same rows, with its 95 % interval.
         auroc, auroc_total, auroc_epistemic: rows of no known class told from test rows by one less
             the top probability, by entropy, and by the epistemic uncertainty.
+        auroc_novelty: the same by novelty, where the method has one.
         fit_seconds, predict_seconds: of processor time.
     """
 
@@ -69,6 +78,7 @@ class Score:
     auroc: float
     auroc_total: float
     auroc_epistemic: float
+    auroc_novelty: float
     fit_seconds: float
     predict_seconds: float
 
@@ -146,16 +156,20 @@ def complete(
 
 def told_apart(found: Outcome) -> dict[str, float]:
     """How well each doubt tells rows of no known class from test rows."""
-    names = ("auroc", "auroc_total", "auroc_epistemic")
     if found.outside is None:
-        return dict.fromkeys(names, math.nan)
-    doubts = [
-        (1 - one.probabilities.max(-1).values, one.total, one.epistemic)
-        for one in (found.test, found.outside)
-    ]
-    inside, outside = [[part.double().numpy() for part in doubt] for doubt in doubts]
-    pairs = zip(names, inside, outside, strict=True)
-    return {name: detection.auroc(here, there) for name, here, there in pairs}
+        return dict.fromkeys(APART, math.nan)
+    inside, outside = doubts_of(found.test), doubts_of(found.outside)
+    return {
+        name: detection.auroc(inside[doubt], outside[doubt]) if doubt in inside else math.nan
+        for name, doubt in APART.items()
+    }
+
+
+def doubts_of(said: Prediction) -> dict[str, Any]:
+    """Every doubt that a prediction has, by name."""
+    assert said.probabilities is not None
+    doubts = {"confidence": 1 - said.probabilities.max(-1).values, **said.uncertainties}
+    return {name: doubt.double().numpy() for name, doubt in doubts.items()}
 
 
 def load(path: Path) -> dict[tuple[str, str], Score]:

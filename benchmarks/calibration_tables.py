@@ -139,19 +139,25 @@ def cells_table(scores: Sequence[Score]) -> str:
 def outside_table(scores: Sequence[Score]) -> str:
     """AUROC of rows of no known class, by each doubt of each method."""
     known = [s for s in scores if not math.isnan(s.auroc)]
-    names = ("auroc", "auroc_total", "auroc_epistemic")
+    names = ("auroc", "auroc_total", "auroc_epistemic", "auroc_novelty")
     return markdown(
-        ["method", "cells", "1 - top probability", "entropy", "epistemic"],
+        ["method", "cells", "1 - top probability", "entropy", "epistemic", "novelty"],
         [
             [
                 method,
                 str(len(found)),
-                *(f"{statistics.mean(getattr(s, name) for s in found):.3f}" for name in names),
+                *(mean_or_dash([getattr(s, name) for s in found]) for name in names),
             ]
             for method in methods_in(known)
             if (found := of(known, method=method))
         ],
     )
+
+
+def mean_or_dash(values: Sequence[float]) -> str:
+    """The mean to three digits; a dash where a method has no such doubt."""
+    mean = statistics.mean(values)
+    return "-" if math.isnan(mean) else f"{mean:.3f}"
 
 
 def ensemble_table(scores: Sequence[Score]) -> str:

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from posthoc_bhpeft.checkpoints import read_json, write_json
 from posthoc_bhpeft.errors import CheckpointError, ConfigError
-from posthoc_bhpeft.predictive import Prediction
+from posthoc_bhpeft.predictive import UNCERTAINTIES, Prediction
 from posthoc_bhpeft.sets import APS, LAC, RAPS, SetRule
 from posthoc_bhpeft.settings import decode, encode
 
 REVIEW_FILE = "review.json"
 FORMAT_VERSION = 1
-SCORES = ("confidence", "total", "aleatoric", "epistemic")
-"""What a rule may be about: one less the largest probability, or an uncertainty in nats."""
+SCORES = ("confidence", *UNCERTAINTIES)
+"""What a rule may be about: one less the largest probability, or an uncertainty."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,20 @@ class ReviewRule:
         )
 
     def doubt(self, prediction: Prediction, probabilities: Tensor) -> Tensor:
-        """The score of each row, `(N,)`, float64 on the CPU."""
+        """The score of each row, `(N,)`, float64 on the CPU.
+
+        Raises:
+            ConfigError: If the predictions have no such score.
+        """
         if self.score == "confidence":
             return 1.0 - probabilities.amax(1)
-        found: Tensor = getattr(prediction, self.score)
-        return found.detach().cpu().double()
+        if self.score not in prediction.uncertainties:
+            raise ConfigError(
+                f"The review rule is about the score {self.score!r}, and these predictions have "
+                f"{', '.join(prediction.uncertainties)}. Predict with Linearized(), or audit again "
+                "with another score."
+            )
+        return prediction.uncertainties[self.score].detach().cpu().double()
 
 
 def class_probabilities(prediction: Prediction) -> Tensor:

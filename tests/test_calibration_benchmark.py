@@ -13,6 +13,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+
+from posthoc_bhpeft import Prediction
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -32,7 +35,7 @@ def cell(bench: Any, **changes: Any) -> Any:
 def scored(bench: Any, one: Any, method: str, nll: float, **changes: Any) -> Any:
     store = bench("calibration_store")
     known = {"accuracy": 0.8, "nll": nll, "ece": 0.1, "brier": 0.3, "aurc": 0.05, "removed": 0.2}
-    rest = dict.fromkeys(("auroc", "auroc_total", "auroc_epistemic"), math.nan)
+    rest = dict.fromkeys(store.APART, math.nan)
     times = {"fit_seconds": 1.5, "predict_seconds": 0.5}
     revision = bench("calibration_methods").METHODS[method].revision
     score = store.Score(
@@ -69,9 +72,8 @@ def test_scores_come_back_from_the_file_and_old_revisions_do_not(
     for one in mine:
         again = found[one.cell, one.method]
         assert math.isnan(again.auroc)
-        assert replace(again, auroc=0, auroc_total=0, auroc_epistemic=0) == replace(
-            one, auroc=0, auroc_total=0, auroc_epistemic=0
-        )
+        zeros = dict.fromkeys(store.APART, 0)
+        assert replace(again, **zeros) == replace(one, **zeros)
     assert store.load(tmp_path / "none.csv") == {}
 
 
@@ -120,6 +122,31 @@ def test_only_what_is_missing_is_run(bench: Any, tmp_path: Path) -> None:
     # MAP comes along, to be compared with; the second time there is nothing to do.
     assert asked == [(0, ["MAP", "ours"]), (1, ["MAP", "ours"])]
     assert len(store.load(file)) == 6
+
+
+def test_rows_of_no_known_class_are_told_by_every_doubt_there_is(bench: Any) -> None:
+    store = bench("calibration_store")
+    p = torch.tensor([[0.9, 0.1], [0.6, 0.4]])
+    doubt = torch.tensor([0.1, 0.5])
+    inside = Prediction(p, p, None, doubt, doubt, doubt, novelty=torch.tensor([1.0, 3.0]))
+    outside = replace(inside, total=doubt + 1, novelty=torch.tensor([2.0, 4.0]))
+    found = store.told_apart(SimpleNamespace(test=inside, outside=outside))
+    assert found == {
+        "auroc": 0.5,
+        "auroc_total": 1.0,
+        "auroc_epistemic": 0.5,
+        "auroc_novelty": 0.75,
+    }
+    plain = store.told_apart(SimpleNamespace(test=replace(inside, novelty=None), outside=outside))
+    assert math.isnan(plain["auroc_novelty"])
+    assert plain["auroc_total"] == 1.0
+    nothing = store.told_apart(SimpleNamespace(test=inside, outside=None))
+    assert all(math.isnan(value) for value in nothing.values())
+    scores = [scored(bench, cell(bench), "ours", 0.5, **found)]
+    scores.append(scored(bench, cell(bench), "MAP", 0.5, **plain))
+    table = bench("calibration_tables").outside_table(scores)
+    assert "| ours | 1 | 0.500 | 1.000 | 0.500 | 0.750 |" in table
+    assert "| MAP | 1 | 0.500 | 1.000 | 0.500 | - |" in table
 
 
 def test_the_summary_by_hand(bench: Any) -> None:

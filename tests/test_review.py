@@ -17,6 +17,7 @@ import torch
 from posthoc_bhpeft import MAP, BayesianPeft, FixedPrecision, Linearized, Prediction
 from posthoc_bhpeft.errors import CheckpointError, ConfigError
 from posthoc_bhpeft.folders import PENDING
+from posthoc_bhpeft.predictive import UNCERTAINTIES
 from posthoc_bhpeft.review import REVIEW_FILE, ReviewRule
 from posthoc_bhpeft.sets import APS, LAC, RAPS, SetRule
 from tests.hybrid.families import tiny_loader
@@ -100,11 +101,11 @@ def test_review_follows_the_rows(ruled: BayesianPeft) -> None:
     assert joined.sets.tolist() == 2 * found.sets[:4].tolist()
 
 
-@pytest.mark.parametrize("score", ["confidence", "total", "aleatoric", "epistemic"])
+@pytest.mark.parametrize("score", ["confidence", *UNCERTAINTIES])
 def test_every_score(score: str) -> None:
     p = torch.tensor([[0.7, 0.2, 0.1], [0.4, 0.3, 0.3]], dtype=torch.float64)
     column = torch.tensor([0.1, 0.9])
-    others = {name: torch.tensor([0.9, 0.1]) for name in ("total", "aleatoric", "epistemic")}
+    others = {name: torch.tensor([0.9, 0.1]) for name in UNCERTAINTIES}
     prediction = Prediction(
         p.log(), p, None, **{**others, score: column} if score in others else others
     )
@@ -113,6 +114,14 @@ def test_every_score(score: str) -> None:
     # On the threshold a row is answered.
     limit = float(rule.doubt(prediction, p).max())
     assert not replace(rule, threshold=limit).apply(prediction).review.any()
+
+
+def test_a_score_that_predictions_lack_is_named() -> None:
+    rule = ReviewRule("novelty", 0.5, PROMISE, 9, "", "MAP()")
+    p = torch.tensor([[0.7, 0.3]])
+    zero = torch.zeros(1)
+    with pytest.raises(ConfigError, match="'novelty', and these predictions have total, aleatoric"):
+        rule.apply(Prediction(p.log(), p, None, zero, zero, zero))
 
 
 # --- on disk ---------------------------------------------------------------------------------

@@ -20,10 +20,10 @@ from posthoc_bhpeft.audit.predictions import Predictions
 from posthoc_bhpeft.data.columns import is_missing
 from posthoc_bhpeft.data.sources import open_source, read_split
 from posthoc_bhpeft.errors import BhpeftError, DataError
+from posthoc_bhpeft.predictive import UNCERTAINTIES
 
-SCORES = ("total", "aleatoric", "epistemic")
 Columns = Mapping[str, Sequence[Any]]
-_TAKEN = frozenset({"probabilities", "label", "labels", "text", "texts", *SCORES})
+_TAKEN = frozenset({"probabilities", "label", "labels", "text", "texts", *UNCERTAINTIES})
 # Written by `bhpeft predict`; in any other file these names are columns like all others.
 _OF_PREDICT = frozenset({"index", "prediction", "name", "review", "set", "standard_deviation"})
 _ONE_CLASS = re.compile(r"(?:p|prob|probability)[_.:](.+)")
@@ -38,8 +38,8 @@ def read_predictions(path: str | Path, *, labels: bool = True) -> Predictions:
 
     Needed are probabilities, in a column `probabilities` of lists or in a column `p_CLASS` for each
     class. Known by name are `label` (a class name or number), `text`, and the scores `total`,
-    `aleatoric` and `epistemic`; every other column can be sliced by. In an npz file these are
-    arrays of those names, and `label_names` may name the classes.
+    `aleatoric`, `epistemic` and `novelty`; every other column can be sliced by. In an npz file
+    these are arrays of those names, and `label_names` may name the classes.
 
     Args:
         path: The file.
@@ -73,7 +73,9 @@ def _predictions(
         probabilities=probabilities,
         labels=None if codes is None else check_labels(codes, rows, classes),
         scores={
-            name: check_scores(_numbers(columns[name]), rows) for name in SCORES if name in columns
+            name: check_scores(_numbers(columns[name]), rows)
+            for name in UNCERTAINTIES
+            if name in columns
         },
         label_names=known,
         texts=None if texts is None else tuple("" if t is None else str(t) for t in texts),

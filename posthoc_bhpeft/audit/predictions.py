@@ -26,7 +26,7 @@ class Predictions:
         probabilities: `(N, C)`.
         labels: `(N,)`, or `None` where they are not known.
         scores: Further scores of uncertainty by name, `(N,)` each, growing with doubt: `total`,
-            `aleatoric` and `epistemic` in nats, where the model has them.
+            `aleatoric` and `epistemic` in nats and `novelty`, where the model has them.
         label_names: Names of the `C` classes.
         texts: `(N,)` texts, for the examples.
         columns: Further columns by name, `N` values each, for slices.
@@ -135,10 +135,7 @@ class Predictions:
         return cls(
             probabilities=probabilities,
             labels=known,
-            scores={
-                name: as_floats(getattr(prediction, name))
-                for name in ("total", "aleatoric", "epistemic")
-            },
+            scores={name: as_floats(found) for name, found in prediction.uncertainties.items()},
             label_names=None if rows is None else rows.label_names,
             texts=None if rows is None else rows.texts,
             columns={} if rows is None else dict(rows.columns),

@@ -163,8 +163,8 @@ ScoreOption = Annotated[
         MEASURED,
         "--score",
         metavar="SCORE",
-        help="Doubt that both thresholds are on: confidence, total, aleatoric, epistemic (the "
-        "last needs a posterior). A regression has its predicted deviation. [default: "
+        help="Doubt that both thresholds are on: confidence, total, aleatoric, epistemic, novelty "
+        "(the last two need a posterior). A regression has its predicted deviation. [default: "
         "confidence]",
     ),
 ]

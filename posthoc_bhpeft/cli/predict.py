@@ -86,10 +86,11 @@ def predict(
     """Predict a split: probabilities and how uncertain they are, and why.
 
     predictions.jsonl has a row each: index, label (where known), prediction, probabilities, and in
-    nats total, aleatoric (ambiguous text) and epistemic uncertainty (unknown to the model). With
-    --review also review (true: for a human) and, where the rule makes sets, the set of labels.
-    Where every word has a label, these are lists with an entry for each of `words`, probability is
-    that of the predicted class, and words.jsonl has a row a word with all probabilities.
+    nats total, aleatoric (ambiguous text) and epistemic uncertainty (unknown to the model); novelty
+    grows with how unlike the training rows a row is. With --review also review (true: for a human)
+    and, where the rule makes sets, the set of labels. Where every word has a label, these are lists
+    with an entry for each of `words`, probability is that of the predicted class, and words.jsonl
+    has a row a word with all probabilities.
 
     \b
     Examples:

@@ -203,8 +203,7 @@ def prediction_rows(
             row["prediction"] = float(prediction.logits[n, 0])
             row["probabilities"] = None
             row["standard_deviation"] = float(deviations[n])
-        for name in ("total", "aleatoric", "epistemic"):
-            row[name] = round(float(getattr(prediction, name)[n]), 7)
+        row |= {name: round(float(v[n]), 7) for name, v in prediction.uncertainties.items()}
         yield row | _reviewed(prediction, n, label_names)
 
 

@@ -24,7 +24,7 @@ from posthoc_bhpeft.linalg.joint import (
 )
 from posthoc_bhpeft.linalg.lowrank import Factor, LowRankFactor, from_sketch, full
 from posthoc_bhpeft.linalg.merge import MergedTerms, merge_terms
-from posthoc_bhpeft.linalg.metric import Metric, inner, metric_of
+from posthoc_bhpeft.linalg.metric import Metric, WholeMetric, inner, metric_of
 from posthoc_bhpeft.linalg.nearest import nearest_kronecker
 from posthoc_bhpeft.linalg.operators import (
     BlockOperator,
@@ -56,6 +56,7 @@ __all__ = [
     "Metric",
     "OperatorSum",
     "Solution",
+    "WholeMetric",
     "check_structure",
     "conjugate_gradients",
     "dropped_energy",

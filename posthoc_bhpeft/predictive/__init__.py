@@ -9,12 +9,13 @@ from posthoc_bhpeft.predictive.links import (
     Probit,
     Tempered,
 )
-from posthoc_bhpeft.predictive.prediction import Prediction
+from posthoc_bhpeft.predictive.prediction import UNCERTAINTIES, Prediction
 from posthoc_bhpeft.predictive.sampled import MAP, Sampled
 from posthoc_bhpeft.predictive.tangent import Tangent
 
 __all__ = [
     "MAP",
+    "UNCERTAINTIES",
     "LaplaceBridge",
     "Linearized",
     "Link",

@@ -24,6 +24,7 @@ from posthoc_bhpeft.linalg import Eigenbasis, Metric, inner
 from posthoc_bhpeft.linalg.metric import Part
 from posthoc_bhpeft.posterior import Posterior
 from posthoc_bhpeft.predictive.links import Link, LogOdds
+from posthoc_bhpeft.predictive.novelty import novelty_of, unit_metrics
 from posthoc_bhpeft.predictive.prediction import Prediction
 from posthoc_bhpeft.predictive.uncertainty import predict_gaussian_outputs
 
@@ -75,11 +76,17 @@ class Linearized:
         with evaluating(model), engine(model, posterior.blocks) as tape:
             outputs = forward(model, move(inputs, device), positions=likelihood.positions)
             directions, complete = self.output_directions(likelihood, outputs.detach())
-            metrics = posterior.metrics(self.tolerance)
-            small = projected_covariance(tape, metrics, outputs, directions)
+            metrics = (posterior.metrics(self.tolerance), unit_metrics(posterior))
+            small, at_unit = projected_covariances(tape, metrics, outputs, directions)
+        fixed = outputs.detach()
+        needed = fewest_directions(likelihood, fixed, self.link)
         covariance = directions @ small.to(directions) @ directions.transpose(1, 2)
-        prediction = predict_gaussian_outputs(likelihood, outputs.detach(), covariance, self.link)
-        return prediction if complete else replace(prediction, covariance=None)
+        prediction = predict_gaussian_outputs(likelihood, fixed, covariance, self.link)
+        return replace(
+            prediction,
+            covariance=prediction.covariance if complete else None,
+            novelty=novelty_of(at_unit, directions, needed),
+        )
 
     def output_directions(self, likelihood: Likelihood, outputs: Tensor) -> tuple[Tensor, bool]:
         """Orthonormal directions `(N, C, K)`, and whether they hold the whole covariance."""
@@ -105,38 +112,61 @@ def fewest_directions(likelihood: Likelihood, outputs: Tensor, link: Link) -> Te
     return contrast_directions(likelihood, outputs) if one is None else one.unsqueeze(-1)
 
 
-def projected_covariance(
-    tape: Tape, metrics: Mapping[str, Metric], outputs: Tensor, directions: Tensor
-) -> Tensor:
-    """Covariance of the outputs along `K` directions, block by block.
+@dataclass(frozen=True)
+class CovarianceSum:
+    """Covariance of the outputs along `K` directions, summed as gradients of blocks come in.
+
+    Attributes:
+        metrics: Of the blocks that count.
+        total: `(N, K, K)`, so far.
+        earlier: By block, the parts of gradients along the directions before.
+    """
+
+    metrics: Mapping[str, Metric]
+    total: Tensor
+    earlier: dict[str, list[tuple[Part, ...]]] = field(default_factory=dict)
+
+    def add(self, k: int, block: Block, gradient: Tensor) -> None:
+        """Add a block's gradients `(N, p, q)` along direction `k`."""
+        if block.name not in self.metrics:
+            return
+        mine = self.metrics[block.name].parts(gradient)
+        others = self.earlier.setdefault(block.name, [])
+        for other, theirs in enumerate([*others, mine]):
+            # With a device_map each block has its own device; what leaves it is small.
+            product = inner(mine, theirs).to(self.total)
+            self.total[:, k, other] += product
+            if other < k:
+                self.total[:, other, k] += product
+        if k < self.total.shape[1] - 1:
+            others.append(mine)
+
+
+def projected_covariances(
+    tape: Tape, metrics: Sequence[Mapping[str, Metric]], outputs: Tensor, directions: Tensor
+) -> list[Tensor]:
+    """Covariances of the outputs along `K` directions, from one look at the gradients.
 
     Args:
         tape: Of the forward pass that made `outputs`.
-        metrics: Of each block.
+        metrics: For each covariance that of every block that counts.
         outputs: `(N, C)`.
         directions: `(N, C, K)`; one backward pass for each `k`.
 
     Returns:
-        `(N, K, K)`.
+        `(N, K, K)` for each of `metrics`.
     """
     n_rows, _, n_directions = directions.shape
-    covariance = outputs.new_zeros(n_rows, n_directions, n_directions)
-    earlier: dict[str, list[tuple[Part, ...]]] = {}
+    shape = n_rows, n_directions, n_directions
+    sums = [CovarianceSum(given, outputs.new_zeros(shape)) for given in metrics]
 
     def add(k: int, block: Block, seen: Observation) -> None:
-        mine = metrics[block.name].parts(seen.gradient())
-        others = earlier.setdefault(block.name, [])
-        for other, theirs in enumerate([*others, mine]):
-            # With a device_map each block has its own device; what leaves it is small.
-            product = inner(mine, theirs).to(covariance)
-            covariance[:, k, other] += product
-            if other < k:
-                covariance[:, other, k] += product
-        if k < n_directions - 1:
-            others.append(mine)
+        gradient = seen.gradient()
+        for one in sums:
+            one.add(k, block, gradient)
 
     observe_directions(tape, outputs, directions, add)
-    return covariance
+    return [one.total for one in sums]
 
 
 def observe_directions(

@@ -13,6 +13,10 @@ from posthoc_bhpeft.batches import IGNORED
 from posthoc_bhpeft.errors import DataError
 
 
+UNCERTAINTIES = ("total", "aleatoric", "epistemic", "novelty")
+"""Columns of a `Prediction` that rank rows by doubt."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """Predictions for `N` rows. All entropies are in nats.
@@ -34,6 +38,9 @@ class Prediction:
         review: `(N,)`, whether a row should go to a human, where a `ReviewRule` was applied.
         sets: `(N, C)`, the classes of each row's prediction set, where the rule makes sets.
         mask: `(N, T)`, the positions that count; `None` where a row is no text of positions.
+        novelty: `(N,)`, how far a row is from all that the last layer has seen, as a standard
+            deviation of the outputs (see `predictive.novelty`); `None` where the predictive has
+            none.
     """
 
     logits: Tensor
@@ -47,9 +54,15 @@ class Prediction:
     review: Tensor | None = None
     sets: Tensor | None = None
     mask: Tensor | None = None
+    novelty: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.logits)
+
+    @property
+    def uncertainties(self) -> dict[str, Tensor]:
+        """Those of `UNCERTAINTIES` that there are, by name."""
+        return {n: c for n, c in self.columns().items() if n in UNCERTAINTIES and c is not None}
 
     @property
     def predicted(self) -> Tensor:

@@ -20,7 +20,7 @@ from posthoc_bhpeft.audit.result import Audit
 from posthoc_bhpeft.audit.slices import slices
 from posthoc_bhpeft.data import TextData
 from posthoc_bhpeft.errors import ConfigError, DataError
-from posthoc_bhpeft.predictive import Prediction
+from posthoc_bhpeft.predictive import UNCERTAINTIES, Prediction
 from posthoc_bhpeft.rivals import Dropout, Point, Rival
 from tests.audit.audits import predictions
 from tests.audit.bags import NAMES, Bag, bag_loader, bag_posterior, bag_rows, without_labels
@@ -208,7 +208,7 @@ def test_rows_outside_are_seen_by_every_model_and_their_labels_by_none(
 ) -> None:
     strange = bag_rows(30, 7, labels=tuple(range(100, 130)), label_names=None)
     found = seen(bayes, rivals={"MAP": Point(bayes.model)}, outside=bag_loader(strange))
-    assert list(found.subject.detection) == ["confidence", "total", "aleatoric", "epistemic"]
+    assert list(found.subject.detection) == ["confidence", *UNCERTAINTIES]
     assert list(found.subject.detection["total"]) == [m.name for m in DETECTION]
     assert found.rivals[0].detection["confidence"] != found.subject.detection["confidence"]
 

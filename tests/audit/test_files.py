@@ -106,14 +106,16 @@ def test_what_predict_writes(tmp_path: Path) -> None:
     p = torch.tensor(P, dtype=torch.float64)
     doubt = -(p * p.log()).sum(1)
     made = Prediction(p.log(), p, None, doubt, 0.75 * doubt, 0.25 * doubt, torch.tensor([0, 2, 1]))
-    made = replace(made, review=torch.tensor([True, False, True]), sets=p > 0.2)
+    strange = torch.tensor([0.5, 1.5, 9.0])
+    made = replace(made, review=torch.tensor([True, False, True]), sets=p > 0.2, novelty=strange)
     rows = TextData(texts=("a", "b", "c"), labels=(0, 2, 1), label_names=NAMES)
     path = tmp_path / "predictions.jsonl"
     write_rows(path, prediction_rows(made, rows, NAMES))
     found = read_predictions(path)
     np.testing.assert_allclose(found.probabilities, P, atol=1e-6)
     assert found.label_names == NAMES
-    assert list(found.scores) == ["total", "aleatoric", "epistemic"]
+    assert list(found.scores) == ["total", "aleatoric", "epistemic", "novelty"]
+    np.testing.assert_allclose(found.score("novelty"), strange)
     np.testing.assert_allclose(found.score("epistemic"), 0.25 * doubt.numpy(), atol=1e-6)
     # What predict says beside its probabilities is nothing to slice by.
     assert found.columns == {}

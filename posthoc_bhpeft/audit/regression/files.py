@@ -12,13 +12,14 @@ from posthoc_bhpeft.audit.arrays import Floats
 from posthoc_bhpeft.audit.regression.predictions import RealPredictions, variance_of
 from posthoc_bhpeft.data.sources import open_source, read_split
 from posthoc_bhpeft.errors import BhpeftError, DataError
+from posthoc_bhpeft.predictive import UNCERTAINTIES
 
 Columns = Mapping[str, Sequence[Any]]
 _MEANS = ("mean", "prediction")
 _VARIANCES, _DEVIATIONS = ("variance",), ("standard_deviation", "deviation")
 _TARGETS = ("target", "targets", "label", "labels")
 _TEXTS = ("text", "texts")
-_OF_PREDICT = ("index", "probabilities", "total", "aleatoric", "epistemic", "review", "set")
+_OF_PREDICT = ("index", "probabilities", *UNCERTAINTIES, "review", "set")
 _FORMS = (
     "Expected columns 'mean' (or 'prediction'), 'variance' or 'standard_deviation', and 'target' "
     "(or 'label') where it is known."
