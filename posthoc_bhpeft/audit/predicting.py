@@ -12,6 +12,7 @@ from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomS
 
 from posthoc_bhpeft.api import BayesianPeft
 from posthoc_bhpeft.audit.decisions import PREDICTIVE
+from posthoc_bhpeft.audit.one_label import OneLabel
 from posthoc_bhpeft.audit.predictions import Predictions
 from posthoc_bhpeft.batches import check_rereadable
 from posthoc_bhpeft.data import EncodedRows, TextData, in_row_order
@@ -23,7 +24,8 @@ from posthoc_bhpeft.rivals.ensemble import class_names
 
 NOT_CLASSES = (
     "An audit is about one class a row, or about one number. Of several yes-or-no answers audit "
-    "one at a time, as Predictions(stack([1 - p, p], 1), labels); of a regression, "
+    "one at a time (--label NAME), as Predictions.of(bayes.predict_loader(loader).answer(index)) "
+    "or Predictions(stack([1 - p, p], 1), labels); of a regression, "
     "RealPredictions (posthoc_bhpeft.audit) or a BayesianPeft with a Gaussian likelihood."
 )
 """What to do with other outputs."""
@@ -69,8 +71,9 @@ def predictions_of(
     else:
         prediction = replace(prediction, labels=None)
     about = {}
-    if isinstance(rival, BayesianPeft):
-        about = {PREDICTIVE: repr(rival.predictive), "Posterior": rival.explain()}
+    source = rival.source if isinstance(rival, OneLabel) else rival
+    if isinstance(source, BayesianPeft):
+        about = {PREDICTIVE: repr(source.predictive), "Posterior": source.explain()}
     found = Predictions.of(prediction, about_rows, **about)
     classes = found.probabilities.shape[1]
     return replace(found, label_names=next((n for n in names if len(n) == classes), None))

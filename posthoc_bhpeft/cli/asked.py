@@ -28,6 +28,7 @@ class Asked:
         other: Another one, to compare with.
         rows: Where the rows come from and their columns; an empty source is that of the training.
         split: Of them.
+        label: The one of several labels a row that is audited.
         rivals: Names of rivals.
         ensemble: Checkpoints of further members.
         held_out: Split to fit temperatures, or the noise of a regression, on.
@@ -46,6 +47,7 @@ class Asked:
     other: str | None
     rows: RowSettings
     split: str | None
+    label: str | None
     rivals: tuple[str, ...]
     ensemble: tuple[str, ...]
     held_out: str | None
@@ -164,6 +166,7 @@ def check_kind(
         "--outside": asked.outside,
         "--reference": asked.reference,
         "--save-review": asked.save_review,
+        "--label": asked.label,
     }
     if given := [name for name, value in of_classes.items() if value]:
         raise ConfigError(

@@ -20,6 +20,8 @@ def audit(
     text_column: options.TextColumnOption = None,
     text_pair_column: options.TextPairColumnOption = None,
     label_column: options.LabelColumnOption = None,
+    label_columns: options.LabelColumnsOption = None,
+    label_separator: options.LabelSeparatorOption = None,
     drop_unlabelled: options.DropUnlabelledOption = False,
     compare: options.CompareOption = None,
     ensemble: options.EnsembleOption = None,
@@ -27,6 +29,7 @@ def audit(
     outside: options.OutsideOption = None,
     reference: options.ReferenceOption = None,
     time: options.TimeOption = None,
+    label: options.LabelOption = None,
     by: options.ByOption = None,
     max_error: options.MaxErrorOption = None,
     max_review: options.MaxReviewOption = None,
@@ -58,6 +61,7 @@ def audit(
       bhpeft audit out --compare map --compare temperature --by airline --output report
       bhpeft audit out --max-error 0.02 --save-review error --output report
       bhpeft audit stars --tolerance 1 --output report          a regression
+      bhpeft audit posts --label toxic --output report          one of several labels a row
       bhpeft audit predictions.csv --fail-if "ece.low>0.05" --fail-if "accuracy<0.9"
       bhpeft audit new old --data tweets.csv --output report    two checkpoints
     """  # noqa: D301 - \b is the character that keeps lines apart
@@ -73,6 +77,7 @@ def audit(
         from posthoc_bhpeft.cli.asked import Asked, Wishes, check_kind, predicts_numbers
         from posthoc_bhpeft.cli.auditing import prepare, save_rule
         from posthoc_bhpeft.cli.findings import show
+        from posthoc_bhpeft.cli.rows import names_in
         from posthoc_bhpeft.data import RowSettings
 
         conditions = [Condition.parse(text) for text in fail_if or ()]
@@ -97,9 +102,12 @@ def audit(
                 text_column=text_column,
                 text_pair_column=text_pair_column,
                 label_column=label_column,
+                label_columns=names_in(label_columns),
+                label_separator=label_separator,
                 drop_unlabelled=drop_unlabelled,
             ),
             split=split,
+            label=label,
             rivals=tuple(compare or ()),
             ensemble=tuple(ensemble or ()),
             held_out=held_out,

@@ -65,6 +65,33 @@ LabelColumnOption = Annotated[
         help="With the class, or the number. [default: found]",
     ),
 ]
+LabelColumnsOption = Annotated[
+    str | None,
+    _option(
+        ROWS,
+        "--label-columns",
+        metavar="A,B,...",
+        help="Several labels a row: a column of 0 and 1 for each, with commas between the names.",
+    ),
+]
+LabelSeparatorOption = Annotated[
+    str | None,
+    _option(
+        ROWS,
+        "--label-separator",
+        metavar="TEXT",
+        help="Several labels a row in one text: what stands between them.",
+    ),
+]
+LabelOption = Annotated[
+    str | None,
+    _option(
+        MEASURED,
+        "--label",
+        metavar="NAME",
+        help="Of a model of several labels a row, the one that is audited: does it apply?",
+    ),
+]
 DropUnlabelledOption = Annotated[
     bool,
     _option(ROWS, "--drop-unlabelled", help="Leave out rows whose label is missing or -1."),

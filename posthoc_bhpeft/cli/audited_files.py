@@ -40,6 +40,7 @@ def check_needs_no_model(asked: Asked) -> None:
     needs_model = {
         "--data": asked.rows.source,
         "--split": asked.split,
+        "--label": asked.label,
         "--compare": asked.rivals,
         "--ensemble": asked.ensemble,
         "--held-out": asked.held_out,

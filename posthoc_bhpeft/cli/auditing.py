@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from posthoc_bhpeft.audit.contest import (
     rival_name,
 )
 from posthoc_bhpeft.audit.decisions import as_rule
+from posthoc_bhpeft.audit.one_label import OneLabel, rows_of_label
 from posthoc_bhpeft.audit.predicting import predictions_of
 from posthoc_bhpeft.audit.regression.predicting import fit_noise, real_predictions_of
 from posthoc_bhpeft.audit.regression.result import RegressionAudit
@@ -39,6 +40,8 @@ from posthoc_bhpeft.cli.rows import (
 from posthoc_bhpeft.data import TextData, open_source
 from posthoc_bhpeft.data.forms import Form
 from posthoc_bhpeft.errors import ConfigError
+from posthoc_bhpeft.likelihood import Bernoulli
+from posthoc_bhpeft.rivals import Point
 from posthoc_bhpeft.saving import POSTERIOR_FILE
 
 Say = Callable[[str], None]
@@ -52,16 +55,24 @@ class Opened:
         checkpoint: The folder and what it records.
         predictor: The model, with its posterior if there is one.
         asked: Of the command line.
+        label: Index and name of the label that is audited, of several a row.
     """
 
     checkpoint: Checkpoint
     predictor: Predictor
     asked: Asked
+    label: tuple[int, str] | None = None
 
     def loader(self, rows: TextData) -> Any:
-        """Batches of rows, tokenised for this model."""
+        """Batches of rows, tokenised for this model; of several labels the rows tell one."""
         self.predictor.check_choices(rows)
-        return batches_of(self.checkpoint, rows, self.predictor.base, self.asked.batch_size)
+        about = rows if self.label is None else rows_of_label(rows, *self.label)
+        base = self.predictor.base
+        return batches_of(self.checkpoint, rows, base, self.asked.batch_size, about)
+
+    def asking(self, subject: Any) -> Any:
+        """What is audited of a model: all that it says, or what it says about the label."""
+        return subject if self.label is None else OneLabel(subject, self.label[0])
 
 
 def prepare(asked: Asked, say: Say) -> Ready:
@@ -82,17 +93,19 @@ def prepare(asked: Asked, say: Say) -> Ready:
             f"Fit one: bhpeft fit {asked.subject}."
         )
     rows = audited_rows(mine, asked)
+    mine = replace(mine, label=audited_label(mine, rows))
     say(f"{len(rows)} rows of {rows.source} ({rows.split}); {'; '.join(rows.notes)}")
     outside = further(mine, asked.outside, rows, asked, ignore_labels=True)
     reference = further(mine, asked.reference, rows, asked, ignore_labels=False)
     subject = subject_of(mine, rows, asked, say)
-    rivals: dict[str, Any] = dict(contest(mine, subject, rows, asked).rivals(wanted(mine, asked)))
+    made = contest(mine, subject, rows, asked).rivals(wanted(mine, asked))
+    rivals = {rival: mine.asking(one) for rival, one in made.items()}
     if asked.other is not None:
         rivals[label(asked.other, asked.subject)] = others(asked.other, mine, rows, asked, say)
     name = label(asked.subject, asked.other)
     return Ready(
         name if asked.other is not None or mine.predictor.bayes is None else "ours",
-        subject,
+        mine.asking(subject),
         mine.loader(rows),
         rivals,
         outside,
@@ -154,6 +167,8 @@ def subject_of(mine: Opened, rows: TextData, asked: Asked, say: Say) -> Any:
         return mine.predictor.bayes
     tokenizer = tokenizer_of(mine.checkpoint, mine.predictor.base)
     model = mine.predictor.asked(mine.checkpoint.task, rows, tokenizer).model
+    if mine.label is not None:
+        return Point(model, Bernoulli())
     if not mine.predictor.regression:
         return model
     held_out = held_out_rows(mine, rows, asked)
@@ -172,13 +187,33 @@ def audited_rows(mine: Opened, asked: Asked) -> TextData:
     settings = reading(mine.checkpoint, asked.rows)
     rows = rows_to_predict(mine.checkpoint, settings, asked.split, ignore_labels=False)
     check_not_trained(mine, rows, "Name held-out rows with --data, or another split with --split.")
-    if rows.multi_label:
-        raise ConfigError(
-            f"{rows.source} ({rows.split}) has several labels a row, and an audit is about one. "
-            "`bhpeft predict` measures them together; audit one label at a time, from a file with "
-            "columns p_no, p_yes and label, or as Predictions(stack([1 - p, p], 1), labels)."
-        )
     return drawn_rows(rows, asked.max_rows, asked.seed)
+
+
+def audited_label(mine: Opened, rows: TextData) -> tuple[int, str] | None:
+    """Index and name of the label that was asked about; `None` where rows have one class each.
+
+    Raises:
+        ConfigError: If there are several labels and none was named, or the other way round.
+    """
+    wanted, subject = mine.asked.label, mine.asked.subject
+    if not (rows.multi_label or isinstance(mine.predictor.likelihood, Bernoulli)):
+        if wanted is not None:
+            raise ConfigError(f"{subject!r} gives a row one label, so leave out --label.")
+        return None
+    names = mine.checkpoint.names_for_reading or rows.label_names or ()
+    if wanted not in names:
+        raise ConfigError(
+            f"{subject!r} gives a row several labels, and an audit is about one: does it apply? "
+            f"Name it with --label, one of {', '.join(names)}. `bhpeft predict` measures all "
+            "labels together."
+        )
+    if mine.asked.save_review:
+        raise ConfigError(
+            "--save-review keeps a rule that sends whole rows to a human, and --label is about "
+            "one label of a row. Leave one of them out."
+        )
+    return names.index(wanted), wanted
 
 
 def check_not_trained(mine: Opened, rows: TextData, instead: str) -> None:
@@ -237,11 +272,11 @@ def held_out_rows(mine: Opened, rows: TextData, asked: Asked) -> TextData:
 
 def others(place: str, mine: Opened, rows: TextData, asked: Asked, say: Say) -> Any:
     """What the other checkpoint says about the same rows."""
-    theirs = opened(place, asked)
+    theirs = replace(opened(place, asked), label=mine.label)
     subject, loader = subject_of(theirs, rows, asked, say), theirs.loader(rows)
     if theirs.predictor.regression:
         return real_predictions_of(subject, loader, progress=asked.progress)
-    return predictions_of(subject, loader, progress=asked.progress)
+    return predictions_of(theirs.asking(subject), loader, progress=asked.progress)
 
 
 def further(

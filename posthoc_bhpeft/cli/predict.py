@@ -92,6 +92,9 @@ def predict(
     with an entry for each of `words`, probability is that of the predicted class, and words.jsonl
     has a row a word with all probabilities.
 
+    Of several labels a row, label and prediction have a 0 or 1 for each, the uncertainties are sums
+    over labels, and label_epistemic tells how much of the epistemic one is of which label.
+
     \b
     Examples:
       bhpeft predict out --output preds

@@ -204,16 +204,19 @@ def prediction_rows(
             row["probabilities"] = None
             row["standard_deviation"] = float(deviations[n])
         row |= {name: round(float(v[n]), 7) for name, v in prediction.uncertainties.items()}
+        if prediction.answer_epistemic is not None:
+            row["label_epistemic"] = rounded(prediction.answer_epistemic[n])
         yield row | _reviewed(prediction, n, label_names)
 
 
 def _answer(prediction: Prediction, n: int, label_names: Sequence[str] | None) -> dict[str, Any]:
-    """The class of a row and its name, or all classes that apply where there may be several."""
+    """The class of a row and its name; of several labels a 0 or 1 for each, and names of some."""
     if not prediction.multilabel:
         chosen = int(prediction.predicted[n])
         return {"prediction": chosen} | ({"name": label_names[chosen]} if label_names else {})
-    yes = prediction.predicted[n].nonzero().flatten().tolist()
-    return {"prediction": yes} | ({"names": [label_names[c] for c in yes]} if label_names else {})
+    said = prediction.predicted[n].tolist()
+    names = [name for name, yes in zip(label_names or (), said, strict=False) if yes]
+    return {"prediction": said} | ({"names": names} if label_names else {})
 
 
 def _reviewed(prediction: Prediction, n: int, label_names: Sequence[str] | None) -> dict[str, Any]:

@@ -181,10 +181,25 @@ def drawn_rows(rows: TextData, max_rows: int | None, seed: int) -> TextData:
     return few.take(sorted(range(len(few)), key=few.indices.__getitem__))
 
 
-def batches_of(checkpoint: Checkpoint, rows: TextData, base: str, batch_size: int) -> Any:
-    """Batches of rows, long ones first, tokenised for a checkpoint or else for its base model."""
+def batches_of(
+    checkpoint: Checkpoint,
+    rows: TextData,
+    base: str,
+    batch_size: int,
+    about: TextData | None = None,
+) -> Any:
+    """Batches of rows, long ones first, tokenised for a checkpoint or else for its base model.
+
+    Args:
+        checkpoint: its task, and its tokenizer.
+        rows: to be read.
+        base: its base model.
+        batch_size: rows a batch.
+        about: what an audit asks of the rows, where that is less than the batches hold.
+    """
     tokenizer = tokenizer_of(checkpoint, base)
     encoded = checkpoint.task.encode(rows, tokenizer, checkpoint.max_length)
+    encoded = replace(encoded, rows=about or rows)
     return make_loader(encoded, tokenizer, batch_size=batch_size, by_length=True)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from posthoc_bhpeft.batches import IGNORED
 from posthoc_bhpeft.errors import DataError
-
+from posthoc_bhpeft.predictive.links import binary_entropy
 
 UNCERTAINTIES = ("total", "aleatoric", "epistemic", "novelty")
 """Columns of a `Prediction` that rank rows by doubt."""
@@ -41,6 +41,8 @@ class Prediction:
         novelty: `(N,)`, how far a row is from all that the last layer has seen, as a standard
             deviation of the outputs (see `predictive.novelty`); `None` where the predictive has
             none.
+        answer_epistemic: `(N, C)`, of which `epistemic` is the sum, where outputs are independent
+            yes-or-no answers.
     """
 
     logits: Tensor
@@ -55,6 +57,7 @@ class Prediction:
     sets: Tensor | None = None
     mask: Tensor | None = None
     novelty: Tensor | None = None
+    answer_epistemic: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -98,6 +101,36 @@ class Prediction:
         counts = self.mask if self.labels is None else self.mask & (self.labels != IGNORED)
         rows = {n: None if c is None else c[counts] for n, c in self.columns().items()}
         return Prediction(**{**rows, "mask": None}, multilabel=self.multilabel)  # type: ignore[arg-type]
+
+    def answer(self, index: int) -> Prediction:
+        """One of several yes-or-no answers as a row of two classes: for any metric, plot or audit.
+
+        Whether the row itself is new (`novelty`) goes along; a rule for review does not.
+
+        Args:
+            index: Of the output.
+
+        Raises:
+            DataError: If the outputs are no such answers.
+        """
+        if not self.multilabel or self.probabilities is None or self.answer_epistemic is None:
+            raise DataError(
+                "These outputs are no yes-or-no answers (likelihood=Bernoulli()), of which one can be "
+                "taken. Use the prediction as it is."
+            )
+        yes, no = self.probabilities[:, index], torch.zeros_like(self.logits[:, index])
+        total = binary_entropy(yes)
+        epistemic = torch.minimum(self.answer_epistemic[:, index], total)
+        return Prediction(
+            torch.stack([no, self.logits[:, index]], 1),
+            torch.stack([1 - yes, yes], 1),
+            None,
+            total,
+            total - epistemic,
+            epistemic,
+            labels=None if self.labels is None else (self.labels[:, index] > 0.5).long(),
+            novelty=self.novelty,
+        )
 
     def columns(self) -> dict[str, Tensor | None]:
         """Every tensor by field name, each with one entry a row."""

@@ -35,15 +35,29 @@ def predict_gaussian_outputs(
         return gaussian_prediction(outputs, covariance, likelihood.dispersion)
     if isinstance(likelihood, Bernoulli):
         variance = covariance.diagonal(dim1=-2, dim2=-1)
-        probabilities = link.sigmoid(outputs, variance)
-        total = binary_entropy(probabilities).sum(-1)
         draws = MonteCarlo(256).draw(outputs, torch.diag_embed(variance)).sigmoid()
-        expected = binary_entropy(draws).mean(0)
-        information = (binary_entropy(draws.mean(0)) - expected).sum(-1)
-    else:
-        probabilities = link.softmax(outputs, covariance)
-        total, information = entropy(probabilities), link.information(outputs, covariance)
+        information = binary_entropy(draws.mean(0)) - binary_entropy(draws).mean(0)
+        return predict_answers(outputs, link.sigmoid(outputs, variance), covariance, information)
+    probabilities = link.softmax(outputs, covariance)
+    total, information = entropy(probabilities), link.information(outputs, covariance)
     epistemic = torch.minimum(information.clamp_min(0), total)
+    return Prediction(outputs, probabilities, covariance, total, total - epistemic, epistemic)
+
+
+def predict_answers(
+    outputs: Tensor, probabilities: Tensor, covariance: Tensor | None, information: Tensor
+) -> Prediction:
+    """Predictions of independent answers, whose entropies add up to those of a row.
+
+    Args:
+        outputs: `(N, C)`.
+        probabilities: `(N, C)`, of a yes.
+        covariance: `(N, C, C)`, or `None`.
+        information: `(N, C)`, what the weights know about each answer, in nats.
+    """
+    totals = binary_entropy(probabilities)
+    each = torch.minimum(information.clamp_min(0), totals)
+    total, epistemic = totals.sum(-1), each.sum(-1)
     return Prediction(
         outputs,
         probabilities,
@@ -51,7 +65,8 @@ def predict_gaussian_outputs(
         total,
         total - epistemic,
         epistemic,
-        multilabel=isinstance(likelihood, Bernoulli),
+        multilabel=True,
+        answer_epistemic=each,
     )
 
 
@@ -74,21 +89,12 @@ def predict_draws(likelihood: Likelihood, outputs: Tensor, draws: Tensor) -> Pre
         return gaussian_prediction(draws.mean(0), covariance, likelihood.dispersion)
     if isinstance(likelihood, Bernoulli):
         each = draws.sigmoid()
-        total = binary_entropy(each.mean(0)).sum(-1)
-        aleatoric = binary_entropy(each).sum(-1).mean(0)
-    else:
-        each = draws.softmax(-1)
-        total, aleatoric = entropy(each.mean(0)), entropy(each).mean(0)
+        information = binary_entropy(each.mean(0)) - binary_entropy(each).mean(0)
+        return predict_answers(outputs, each.mean(0), covariance, information)
+    each = draws.softmax(-1)
+    total, aleatoric = entropy(each.mean(0)), entropy(each).mean(0)
     epistemic = (total - aleatoric).clamp_min(0)
-    return Prediction(
-        outputs,
-        each.mean(0),
-        covariance,
-        total,
-        total - epistemic,
-        epistemic,
-        multilabel=isinstance(likelihood, Bernoulli),
-    )
+    return Prediction(outputs, each.mean(0), covariance, total, total - epistemic, epistemic)
 
 
 def predict_mixture(outputs: Tensor, mixture: Mixture, mask: Tensor) -> Prediction:
@@ -109,11 +115,11 @@ def predict_point(likelihood: Likelihood, outputs: Tensor) -> Prediction:
         zero = outputs.new_zeros(*outputs.shape, outputs.shape[-1])
         prediction = gaussian_prediction(outputs, zero, likelihood.dispersion)
         return Prediction(**{**prediction.columns(), "covariance": None})  # type: ignore[arg-type]
-    multilabel = isinstance(likelihood, Bernoulli)
-    probabilities = outputs.sigmoid() if multilabel else outputs.softmax(-1)
-    total = binary_entropy(probabilities).sum(-1) if multilabel else entropy(probabilities)
-    zeros = torch.zeros_like(total)
-    return Prediction(outputs, probabilities, None, total, total, zeros, multilabel=multilabel)
+    if isinstance(likelihood, Bernoulli):
+        return predict_answers(outputs, outputs.sigmoid(), None, torch.zeros_like(outputs))
+    probabilities = outputs.softmax(-1)
+    total = entropy(probabilities)
+    return Prediction(outputs, probabilities, None, total, total, torch.zeros_like(total))
 
 
 def sample_covariance(draws: Tensor) -> Tensor:

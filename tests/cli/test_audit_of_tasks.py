@@ -30,8 +30,10 @@ def test_choices_are_classes(tmp_path: Path, kind: str) -> None:
     assert both["MAP"]["nll"]["estimate"] == pytest.approx(point["nll"]["estimate"], rel=1e-4)
 
 
-def test_several_labels_a_row_are_refused(tmp_path: Path) -> None:
+def test_of_several_labels_a_row_one_is_audited(tmp_path: Path) -> None:
     data, adapter = text_rows(tmp_path, SEVERAL), classifier(tmp_path, 3)
     message = refused("audit", adapter, "--data", data)
-    assert "audit one label at a time" in message
-    assert "several labels a row" in message
+    assert "several labels, and an audit is about one" in message
+    assert "Name it with --label, one of dry, hot, lit" in message
+    found = ok("audit", adapter, "--data", data, "--label", "lit", *FAST)
+    assert set(found["figures"]) == {"adapter"}

@@ -127,10 +127,10 @@ def test_several_labels_a_row(tmp_path: Path) -> None:
     found = lines(tmp_path / "preds")
     assert found[0]["label"] == [0, 1, 1]
     for row in found:
-        yes = [c for c, p in enumerate(row["probabilities"]) if p > 0.5]
-        assert row["prediction"] == yes
-        assert row["names"] == [("dry", "hot", "lit")[c] for c in yes]
-    said_yes = torch.tensor([[c in row["prediction"] for c in range(3)] for row in found])
+        assert row["prediction"] == [int(p > 0.5) for p in row["probabilities"]]
+        said = zip(("dry", "hot", "lit"), row["prediction"], strict=True)
+        assert row["names"] == [name for name, yes in said if yes]
+    said_yes = torch.tensor([row["prediction"] for row in found]).bool()
     truth = torch.tensor([row["label"] for row in found]).bool()
     exact = float((said_yes == truth).all(1).float().mean())
     assert about["metrics"]["exact"] == pytest.approx(exact)

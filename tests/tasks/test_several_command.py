@@ -119,6 +119,7 @@ def test_predictions_of_several_labels(fitted: Path, data: Path, tmp_path: Path)
             n for n, p in zip(NAMES, row["probabilities"], strict=True) if p > 0.5
         ]
         assert row["epistemic"] == pytest.approx(float(own), abs=1e-5)
+        assert sum(row["label_epistemic"]) == pytest.approx(row["epistemic"], abs=1e-5)
         assert row["total"] == pytest.approx(row["aleatoric"] + row["epistemic"], abs=1e-5)
 
 
