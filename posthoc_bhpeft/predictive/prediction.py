@@ -115,7 +115,7 @@ class Prediction:
         """
         if not self.multilabel or self.probabilities is None or self.answer_epistemic is None:
             raise DataError(
-                "These outputs are no yes-or-no answers (likelihood=Bernoulli()), of which one can be "
+                "These outputs are no yes-or-no answers (likelihood=Bernoulli()), of which one is "
                 "taken. Use the prediction as it is."
             )
         yes, no = self.probabilities[:, index], torch.zeros_like(self.logits[:, index])
