@@ -43,7 +43,7 @@ from posthoc_bhpeft.likelihood import Categorical, Gaussian, Likelihood
 from posthoc_bhpeft.matching import check_same_everywhere, weights_digest
 from posthoc_bhpeft.memory import explaining_memory
 from posthoc_bhpeft.posterior import Posterior, decompose, read_weights
-from posthoc_bhpeft.predictive import Linearized, Link, LogOdds, Tangent
+from posthoc_bhpeft.predictive import Linearized, Link, LogOdds, Tangent, Tempered
 from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.progress import track
 from posthoc_bhpeft.selection import HeldOut, LaplaceFit, LeaveOneOut, Passes, PriorRule
@@ -87,8 +87,8 @@ def bayesianize(
         curvature: The estimator of the GGN.
         prior: The rule that chooses the precision of the prior, or the prior itself: what an
             earlier fit learnt (`bayes.as_prior()`), for a posterior chained to that one.
-        predictive: How predictions are made, unless asked otherwise; by default `Linearized()` with
-            the temperature that the rule found, with labels at every position `Tangent()`.
+        predictive: How predictions are made, unless asked otherwise; by default `Linearized()`,
+            with labels at every position `Tangent()`, at the temperature that the rule found.
         recognizers: Find the blocks of each layer; add your own for other layers.
         engine: Makes the per-sample gradients; hooks by default.
         products: Keep the curvature of LoRA layers' `B A` too, for `as_prior(products=True)`.
@@ -163,7 +163,9 @@ def bayesianize(
 
 def usual_predictive(likelihood: Likelihood, link: Link | None = None) -> Predictive:
     """The predictive where nobody asks for another, with the link that a prior rule found."""
-    return Tangent() if likelihood.positions else Linearized(link or LogOdds())
+    if not likelihood.positions:
+        return Linearized(link or LogOdds())
+    return Tangent(temperature=link.temperature) if isinstance(link, Tempered) else Tangent()
 
 
 def with_own_part(rule: PriorRule | None) -> PriorRule | None:

@@ -25,6 +25,7 @@ from posthoc_bhpeft import (
     Placed,
     RandomSigns,
     Sampled,
+    Tokens,
     bayesianize,
     estimate,
 )
@@ -35,6 +36,7 @@ from posthoc_bhpeft.saving import posterior_tensors
 from posthoc_bhpeft.size import bytes_text
 from tests.hybrid.families import tiny_loader
 from tests.models import Pooled, hybrid, linear, lora, mlp, pairs, posterior_of
+from tests.tasks import tiny
 
 LOADER = pairs((5, 3), 3)
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "size.md"
@@ -244,6 +246,20 @@ def test_in_regression_only_rows_with_tokens_hidden_are_read(hidden):
     expected = fit.batches * fit.backward + 1 + prior.batches * prior.backward
     assert calls["backward"] == expected
     assert prior.forward == (1 if hidden else 0)
+
+
+@pytest.mark.parametrize("hidden", [0.0, 0.5])
+def test_of_words_some_that_are_visible_beside_hidden_ones_are_read(hidden):
+    model = tiny.tuned("AutoModelForTokenClassification", "bert", tiny.hybrid("TOKEN_CLS"))
+    batch, rule = tiny.prompts(6), LeaveOneOut(hidden=hidden)
+    loader = [{**batch, "labels": batch["attention_mask"]}]
+    fit, prior, _ = estimate(model, loader, likelihood=Tokens(), prior=rule).passes
+    calls = count_calls(
+        lambda: bayesianize(model, loader, likelihood=Tokens(), prior=rule, progress=False), model
+    )
+    expected = fit.batches * fit.backward + 1 + prior.batches * prior.backward
+    assert calls["backward"] == expected
+    assert prior.backward == (4 if hidden else 0)
 
 
 def test_other_likelihoods_have_their_own_passes():

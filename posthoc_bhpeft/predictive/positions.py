@@ -1,4 +1,4 @@
-"""Which positions of a text a prediction is about."""
+"""Which positions of a text a prediction is about, and some that stand for all."""
 
 from __future__ import annotations
 
@@ -33,3 +33,22 @@ def unpadded(ids: Tensor, padding: int | None) -> Tensor:
     mask = torch.ones_like(ids, dtype=torch.bool) if padding is None else ids != padding
     mask[:, 0] = True
     return mask
+
+
+def some_positions(
+    counted: Tensor, most: int, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Up to `most` positions of each text, drawn at random from those that count.
+
+    Args:
+        counted: Mask `(N, T)`.
+        most: `K`, where any text has so many, else as many as one has.
+        generator: Of the draw.
+
+    Returns:
+        Positions `(N, K)`, and which of them count, `(N, K)`: a text may have fewer.
+    """
+    fewer = min(most, int(counted.sum(1).amax())) if len(counted) else 0
+    keys = torch.rand(counted.shape, generator=generator).to(counted.device)
+    drawn = keys.masked_fill(~counted, -1).topk(fewer, 1)
+    return drawn.indices, drawn.values >= 0

@@ -4,6 +4,9 @@ r"""The covariance of the outputs at every prior precision, from one pass.
 curvature's eigenbasis. Summed into logarithmic bins of the eigenvalue, the same sum at any `d`
 costs nothing more, so a search over priors costs one prediction. The geometric mean of a bin's
 eigenvalues stands for each of them: with 256 bins, measured, `V` is wrong by less than 1 %.
+
+With a label at every position a backward pass serves one position of each text, so a few of them
+stand for all.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_bhpeft.batches import (
+    IGNORED,
     device_of,
     evaluating,
     forward,
@@ -26,7 +30,7 @@ from posthoc_bhpeft.batches import (
 )
 from posthoc_bhpeft.blocks import Block, Engine, Tape, observing
 from posthoc_bhpeft.errors import DataError
-from posthoc_bhpeft.likelihood import Likelihood
+from posthoc_bhpeft.likelihood import Categorical, Likelihood
 from posthoc_bhpeft.linalg import Eigenbasis
 from posthoc_bhpeft.predictive.linearized import (
     contrast_directions,
@@ -34,6 +38,10 @@ from posthoc_bhpeft.predictive.linearized import (
     projected_jacobian,
 )
 from posthoc_bhpeft.predictive.links import Link
+from posthoc_bhpeft.predictive.positions import counted_positions, some_positions
+
+POSITIONS = 4
+"""Labelled positions of a text that stand for all of them: a backward pass each."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class CovarianceSpectrum:
         directions: `(N, C, K)`, orthonormal: the contrasts, or the one that the link needs.
         centres: `(B,)` eigenvalue that stands for a bin.
         energies: `(B, N, K, K)`, the sum of `j_i j_i^T` within a bin.
+        texts: `(N,)`, where a row is a position: the number of its text; `None` where it is not.
     """
 
     outputs: Tensor
@@ -53,11 +62,24 @@ class CovarianceSpectrum:
     directions: Tensor
     centres: Tensor
     energies: Tensor
+    texts: Tensor | None = None
 
     def to(self, device: str | torch.device) -> CovarianceSpectrum:
         """The same on another device."""
-        moved = {part.name: getattr(self, part.name).to(device) for part in fields(self)}
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        moved: dict[str, Any] = {
+            name: part if part is None else part.to(device) for name, part in parts.items()
+        }
         return CovarianceSpectrum(**moved)
+
+    def by_text(self, values: Tensor) -> Tensor:
+        """Values `(..., N)` of the rows; of positions, the mean over each text's, `(..., M)`."""
+        if self.texts is None:
+            return values
+        own: Tensor = self.texts.unique(return_inverse=True)[1].to(values.device)
+        counts = own.bincount()
+        sums = values.new_zeros(*values.shape[:-1], len(counts)).index_add_(-1, own, values)
+        return sums / counts
 
     def at(self, precision: float, noise_variance: float = 1.0) -> Tensor:
         """Covariance `(N, C, C)` of the outputs, along `directions`, for one prior precision.
@@ -121,15 +143,57 @@ class LabelledBatch:
 
     Attributes:
         tape: Of its forward pass.
-        outputs: `(N, C)`, with their graph.
-        labels: `(N, ...)`.
-        keep: `(N,)`, whether a row has a label.
+        outputs: `(N, C)`, with their graph; of texts at `A` of their positions, `(N, A, C)`.
+        labels: `(N, ...)`; of texts `(N, A)`.
+        keep: `(N,)`, whether a row has a label; of texts `(N, A)`.
     """
 
     tape: Tape
     outputs: Tensor
     labels: Tensor
     keep: Tensor
+
+    def at(self, chosen: Tensor, keep: Tensor) -> LabelledBatch:
+        """Of texts `(N, T, C)` with labels `(N, T)`: at some of their positions.
+
+        Args:
+            chosen: Positions `(N, A)`.
+            keep: `(N, A)`, which of them count.
+        """
+        every = chosen[..., None].expand(-1, -1, self.outputs.shape[-1])
+        outputs, labels = self.outputs.gather(1, every), self.labels.gather(1, chosen)
+        return LabelledBatch(self.tape, outputs, labels, keep)
+
+    @property
+    def answers(self) -> tuple[Tensor, Tensor]:
+        """Outputs `(R, C)` without a graph and labels of all rows, or of all their positions."""
+        labels = self.labels if self.outputs.dim() == 2 else self.labels.flatten()
+        return self.outputs.detach().reshape(-1, self.outputs.shape[-1]), labels
+
+    @property
+    def texts(self) -> Tensor | None:
+        """`(R,)`, the number of the text of each position; `None` where rows are answers."""
+        if self.outputs.dim() == 2:
+            return None
+        n_texts, n_positions = self.keep.shape
+        return torch.arange(n_texts, device=self.keep.device).repeat_interleave(n_positions)
+
+    def jacobian(
+        self, blocks: Sequence[Block], bases: Mapping[str, Eigenbasis], directions: Tensor
+    ) -> Tensor:
+        """Gradients `(R, K, P)` of the answers along their directions `(R, C, K)`.
+
+        See `projected_jacobian`; of positions by `A K` backward passes.
+        """
+        if self.outputs.dim() == 2:
+            return projected_jacobian(self.tape, blocks, bases, self.outputs, directions)
+        n_texts, n_positions, n_outputs = self.outputs.shape
+        each = directions.reshape(n_texts, n_positions, n_outputs, -1)
+        own = torch.eye(n_positions, dtype=each.dtype, device=each.device)
+        # A direction of one position is zero at all others: (N, A C, A K).
+        apart = torch.einsum("nack,ab->nacbk", each, own).flatten(3).flatten(1, 2)
+        found = projected_jacobian(self.tape, blocks, bases, self.outputs.flatten(1), apart)
+        return found.reshape(n_texts * n_positions, -1, found.shape[-1])
 
 
 def labelled_batches(
@@ -139,23 +203,32 @@ def labelled_batches(
     batches: Iterable[Any],
     engine: Engine,
 ) -> Iterator[LabelledBatch]:
-    """Each batch after its forward pass, its labels checked.
+    """Each batch after its forward pass, its labels checked; of texts, some positions of each.
 
     Raises:
         DataError: If a batch has no labels, or wrong ones.
     """
     device = device_of(model)
+    # A stream of its own, so that every pass over the same data judges the same positions.
+    generator = torch.Generator().manual_seed(0)
     with evaluating(model), engine(model, blocks) as tape:
         for batch in batches:
             inputs, labels = split_batch(batch)
             if labels is None:
                 raise DataError("A batch without labels came up while choosing the prior.")
-            outputs = forward(model, move(inputs, device), positions=likelihood.positions)
+            inputs = move(inputs, device)
+            outputs = forward(model, inputs, positions=likelihood.positions)
             # With a device_map the outputs may lie elsewhere than the inputs.
             labels = labels.to(outputs.device)
             keep = labelled_rows(labels)
             likelihood.check_labels(outputs[keep], labels[keep])
-            yield LabelledBatch(tape, outputs, labels, keep)
+            found = LabelledBatch(tape, outputs, likelihood.aligned(labels), keep)
+            if not likelihood.positions:
+                yield found
+                continue
+            counted = (found.labels != IGNORED) & counted_positions(model, inputs, outputs)
+            if bool(counted.any()):
+                yield found.at(*some_positions(counted, POSITIONS, generator))
 
 
 def covariance_spectra(
@@ -188,17 +261,23 @@ def covariance_spectra(
     device = device_of(model)
     bins = EigenvalueBins.over(bases)
     member = bins.members(blocks, bases).to(device)
+    of_answer = Categorical() if likelihood.positions else likelihood
     for one in labelled_batches(model, blocks, likelihood, batches, engine):
-        fixed, keep = one.outputs.detach(), one.keep
+        (fixed, labels), keep = one.answers, one.keep.flatten()
         directions = (
-            contrast_directions(likelihood, fixed)
+            contrast_directions(of_answer, fixed)
             if link is None
-            else fewest_directions(likelihood, fixed, link)
+            else fewest_directions(of_answer, fixed, link)
         )
-        jacobian = projected_jacobian(one.tape, blocks, bases, one.outputs, directions)
+        jacobian = one.jacobian(blocks, bases, directions)
         energies = binned_energies(jacobian[keep], member, len(bins.centres))
         yield CovarianceSpectrum(
-            fixed[keep], one.labels[keep], directions[keep], bins.centres.to(device), energies
+            fixed[keep],
+            labels[keep],
+            directions[keep],
+            bins.centres.to(device),
+            energies,
+            None if one.texts is None else one.texts[keep],
         )
 
 

@@ -10,8 +10,9 @@ with attention kernels that have no second derivative.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -40,20 +41,25 @@ class Tangent:
 
         v = 1/S sum_s (a . J (w_s - theta))^2,   a = dM/df,
 
-    and probabilities follow from it by `LogOdds`: the most probable class stays what it was and is
-    never more probable than the network says. The relative standard error of `v` is `sqrt(2 / S)`.
+    and probabilities follow from it by `LogOdds`: the most probable class stays what it was and, at
+    a temperature of 1, is never more probable than the network says. The relative standard error of
+    `v` is `sqrt(2 / S)`.
 
     Args:
         samples: `S`; a prediction takes `1 + 2 S` forward passes.
         seed: The same draws are used for every batch.
+        temperature: Outputs are `N(f / T, V / T^2)`; see `Tempered`.
     """
 
     samples: int = 16
     seed: int = 0
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ConfigError(f"Tangent(samples={self.samples}): at least 1 is needed.")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"Tangent(temperature={self.temperature!r}): it is above 0.")
 
     def predict(
         self, model: nn.Module, posterior: Posterior, likelihood: Likelihood, inputs: Inputs
@@ -70,20 +76,21 @@ class Tangent:
         inputs, positions = move(inputs, device_of(model)), likelihood.positions
         with evaluating(model), torch.no_grad():
             outputs = forward(model, inputs, positions=positions)
-            gradient = LogOdds.gradient(outputs)
+            scaled = outputs / self.temperature
+            gradient = LogOdds.gradient(scaled) / self.temperature
             variance = torch.zeros_like(outputs[..., 0])
             for change in self.changes(model, posterior, inputs, positions=positions):
                 variance += (gradient * change).sum(-1).square() / self.samples
         mask = counted_positions(model, inputs, outputs) if positions else None
-        return predict_log_odds(outputs, variance, mask)
+        return replace(predict_log_odds(scaled, variance, mask), logits=outputs)
 
     def draws(
         self, model: nn.Module, posterior: Posterior, inputs: Inputs, *, positions: bool
     ) -> Iterator[Tensor]:
-        """Outputs `f + J (w_s - theta)` of the linearised model, one draw after another."""
+        """Outputs `(f + J (w_s - theta)) / T` of the linearised model, one draw after another."""
         outputs = forward(model, inputs, positions=positions)
         for change in self.changes(model, posterior, inputs, positions=positions):
-            yield outputs + change
+            yield (outputs + change) / self.temperature
 
     def changes(
         self, model: nn.Module, posterior: Posterior, inputs: Inputs, *, positions: bool

@@ -30,7 +30,8 @@ class Adjustment:
         """With the sentence; `judged` is its subject."""
         wanted = None
         if width != 1 or temperature != 1:
-            wanted = "surer predictions" if temperature < 1 else "less sure predictions"
+            surer = temperature < 1 or (temperature == 1 and width > 1)
+            wanted = "surer predictions" if surer else "less sure predictions"
         return cls(width, temperature, sentence(judged, wanted, before, after), before, after)
 
     @property

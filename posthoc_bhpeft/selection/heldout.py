@@ -36,7 +36,15 @@ class HeldOut(PriorRule):
     candidates: Sequence[float] = tuple(10 ** (k / 4) for k in range(-16, 33))
 
     def choose(self, fit: LaplaceFit) -> PriorChoice:
-        """The best candidate."""
+        """The best candidate.
+
+        Raises:
+            ConfigError: With a label at every position of a text.
+            DataError: If no row has a label.
+        """
+        if fit.likelihood.positions:
+            # Refuses, and says what to take instead.
+            fit.likelihood.contrasts(fit.evidence.n_outputs)
         noise = None
         if fit.evidence.learns_noise:
             n_labels = fit.evidence.n_rows * fit.evidence.n_outputs

@@ -113,7 +113,7 @@ def told(n_rows: int, share: float) -> str:
 
 @dataclass(frozen=True)
 class HiddenRows:
-    """NLL of `R` rows with tokens hidden, under each candidate.
+    """NLL of `R` rows with tokens hidden, under each candidate; of words, a text's mean.
 
     Attributes:
         softer: At `WIDER` and `WARMER`, `(W, T, R)`, in nats.
@@ -166,6 +166,11 @@ class HiddenRows:
         width = width if colder else 0
         return self.asked(self.surer, (width, colder), NARROWER[width], COLDER[colder])
 
+    def narrowing(self) -> Adjustment:
+        """The precision, at a temperature of 1 and no lower than the one given, that suits best."""
+        width = int(self.surer[:, 0].mean(-1).argmin())
+        return self.asked(self.surer, (width, 0), NARROWER[width], 1.0)
+
     def asked(
         self, losses: Tensor, place: tuple[int, int], width: float, temperature: float
     ) -> Adjustment:
@@ -183,7 +188,7 @@ def losses_at(
     widths: Sequence[float],
     temperatures: Sequence[float],
 ) -> Tensor:
-    """NLL of a batch's rows at each width and temperature, `(W, T, N)`, in nats, on the CPU."""
+    """NLL of a batch's rows at each width and temperature, `(W, T, R)`, in nats, on the CPU."""
     outputs, labels = spectrum.outputs, spectrum.labels
     covariances = [spectrum.at(precision * width) for width in widths]
     losses = [
@@ -191,4 +196,5 @@ def losses_at(
         for covariance in covariances
         for t in temperatures
     ]
-    return torch.stack(losses).reshape(len(widths), len(temperatures), len(losses[0])).cpu()
+    found = spectrum.by_text(torch.stack(losses).cpu())
+    return found.reshape(len(widths), len(temperatures), -1)

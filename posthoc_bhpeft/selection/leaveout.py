@@ -9,14 +9,16 @@ import torch
 
 from posthoc_bhpeft.batches import Loader
 from posthoc_bhpeft.errors import ConfigError, DataError
-from posthoc_bhpeft.likelihood import Gaussian
+from posthoc_bhpeft.likelihood import Gaussian, Likelihood
 from posthoc_bhpeft.predictive.gradients import LabelGradients
 from posthoc_bhpeft.predictive.links import LogOdds, Tempered
+from posthoc_bhpeft.predictive.spectrum import POSITIONS
 from posthoc_bhpeft.selection.adjustment import Adjustment
 from posthoc_bhpeft.selection.evidential import VisiblePrecision
 from posthoc_bhpeft.selection.hidden import HiddenRows, share_hidden, with_hidden_tokens
 from posthoc_bhpeft.selection.leftout import LeftOutRows, most_modest
 from posthoc_bhpeft.selection.narrowing import narrowed
+from posthoc_bhpeft.selection.positions import adjusted, asked, tags_words
 from posthoc_bhpeft.selection.rule import (
     LaplaceFit,
     PriorChoice,
@@ -56,19 +58,26 @@ class LeaveOneOut(PriorRule):
     short, so that only clear cases count. With fewer than 100 rows none is made surer. The most
     probable class never changes.
 
-    `step`, `width` and `hidden` are measured, not derived: `benchmarks/calibration.py`.
+    `step`, `width` and `hidden` are measured, not derived: `benchmarks/calibration.py`, for words
+    `benchmarks/words.py`.
 
     Batches without an `attention_mask` have no tokens to hide: there the temperature below 1 that
     left-out rows ask for is taken, of those within two standard errors of the best the one closest
     to 1, at least `sqrt(C / N)`. In regression there are no log-odds, and with a label at every
     position of a text leaving one out would take a backward pass each: there `VisiblePrecision` is
-    used, in regression a higher one where rows with hidden tokens see no reason for so much doubt.
+    used. In regression it is a higher one where rows with hidden tokens see no reason for so much
+    doubt. With a label at every word it takes the place of `width * d_0` in steps 2 and 3, and four
+    words of each text that are not hidden themselves stand for all, a text counting once; of
+    temperatures below 1 the one closest to 1 within two standard errors is taken. The next token of
+    a text is another with its context hidden, so with `Tokens(shift=True)`, and with more than 256
+    outputs, which are those of a vocabulary, `VisiblePrecision` stays as it is.
 
     Args:
         step: Precision of the Newton step, in units of the matched precision.
         width: Highest precision of the posterior, in the same units.
         hidden: Largest share of tokens to hide; 0 hides none.
-        max_rows: Use at most about so many rows, evenly spread over the training data.
+        max_rows: Use at most about so many rows, evenly spread over the training data; with a
+            label at every word a fourth as many texts.
 
     Raises:
         ConfigError: If `hidden` is not from 0 to below 1.
@@ -86,10 +95,16 @@ class LeaveOneOut(PriorRule):
                 "below 1."
             )
 
+    def read_rows(self, likelihood: Likelihood) -> int:
+        """At most about so many; of texts with a label at every word some words stand for all."""
+        return self.max_rows // POSITIONS if likelihood.positions else self.max_rows
+
     def choose(self, fit: LaplaceFit) -> PriorChoice:
         """The precision, and the temperature of the default link."""
         n_rows = fit.evidence.n_rows
-        batches = spread(fit.training, self.max_rows, n_rows)
+        batches = spread(fit.training, self.read_rows(fit.likelihood), n_rows)
+        if tags_words(fit.likelihood, fit.evidence.n_outputs):
+            return self.of_words(fit, batches)
         if without_log_odds(fit.likelihood):
             return self.visible(fit, batches)
         parts = list(fit.gradients(batches))
@@ -129,6 +144,19 @@ class LeaveOneOut(PriorRule):
         """The batches with tokens hidden, `None` if there are none to hide, and the share."""
         share = share_hidden(self.hidden, fit.evidence.n_rows)
         return with_hidden_tokens(batches, share) if share > 0 else None, share
+
+    def of_words(self, fit: LaplaceFit, batches: Loader) -> PriorChoice:
+        """`VisiblePrecision`, at the width and temperature that words of hidden texts ask for."""
+        choice = VisiblePrecision().choose(fit)
+        hidden, share = self.hiding(fit, batches)
+        spectra = [] if hidden is None else list(fit.spectra(hidden, LogOdds()))
+        if not spectra:
+            return choice
+        [precision] = set(choice.precision.values())
+        rows = HiddenRows.of(fit.likelihood, spectra, precision, share)
+        classes, n_texts = fit.evidence.n_outputs, fit.evidence.n_rows
+        coldest = coldest_of(classes, n_texts) if n_texts >= FEWEST else 1.0
+        return adjusted(choice, asked(rows, coldest))
 
     def visible(self, fit: LaplaceFit, batches: Loader) -> PriorChoice:
         """`VisiblePrecision`; in regression narrower, where rows with tokens hidden ask for it."""

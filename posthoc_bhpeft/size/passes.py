@@ -12,6 +12,7 @@ from posthoc_bhpeft.curvature import Curvature, Subsample
 from posthoc_bhpeft.likelihood import Bernoulli, Gaussian, Likelihood
 from posthoc_bhpeft.predictive import MAP, Linearized, LogOdds, Sampled, Tangent
 from posthoc_bhpeft.predictive.linearized import contrast_directions, fewest_directions
+from posthoc_bhpeft.predictive.spectrum import POSITIONS
 from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.selection import (
     Chained,
@@ -22,6 +23,7 @@ from posthoc_bhpeft.selection import (
     MatchedPrecision,
     VisiblePrecision,
 )
+from posthoc_bhpeft.selection.positions import tags_words
 from posthoc_bhpeft.selection.rule import without_log_odds
 
 FREE = (GaussianPrior, FixedPrecision, MarginalLikelihood, VisiblePrecision)
@@ -99,10 +101,9 @@ def prior_passes(prior: Any, likelihood: Likelihood, outputs: Sequence[int], dat
     rule = prior.floor if isinstance(prior, Chained) else prior
     step = f"prior, {type(prior).__name__}"
     reads = isinstance(rule, LeaveOneOut | MatchedPrecision)
-    # Of targets only rows with tokens hidden are read.
-    of_targets = isinstance(likelihood, Gaussian)
-    if of_targets and isinstance(rule, LeaveOneOut) and rule.hidden and data.masked:
-        return Passes(step, data.batches(rule.max_rows), 1, outputs[-1])
+    once = hidden_alone(likelihood, outputs)
+    if once and isinstance(rule, LeaveOneOut) and rule.hidden and data.masked:
+        return Passes(step, data.batches(rule.read_rows(likelihood)), 1, once)
     if isinstance(rule, FREE) or (reads and without_log_odds(likelihood)):
         return Passes(step, 0, 0, 0)
     if isinstance(rule, LeaveOneOut | MatchedPrecision):
@@ -112,6 +113,13 @@ def prior_passes(prior: Any, likelihood: Likelihood, outputs: Sequence[int], dat
         fewest = fewest_directions(likelihood, torch.zeros(1, outputs[-1]), rule.link).shape[2]
         return Passes(step, len(rule.loader), 1, fewest)
     return Passes(step, None, None, None)
+
+
+def hidden_alone(likelihood: Likelihood, outputs: Sequence[int]) -> int:
+    """Backward passes a batch where rows are read with tokens hidden and not otherwise; or 0."""
+    if isinstance(likelihood, Gaussian):
+        return outputs[-1]
+    return POSITIONS if tags_words(likelihood, outputs[-1]) else 0
 
 
 def rule_passes(

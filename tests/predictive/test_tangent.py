@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from posthoc_bhpeft import Gaussian, Linearized, Tangent
+from posthoc_bhpeft import Gaussian, Linearized, Tangent, Tempered
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.likelihood import Categorical
 from posthoc_bhpeft.predictive.tangent import ROUGH_STEP, STEPS, step_for
@@ -42,6 +42,22 @@ def test_many_draws_are_the_linearised_predictive():
     assert not torch.allclose(few.epistemic, exact.epistemic, rtol=0.15)
 
 
+def test_a_temperature_is_that_of_the_link():
+    """Against `Tempered` with the covariance of the same draws."""
+    model, loader = mlp(3, 4, 3), pairs((6, 3), 3)
+    posterior, inputs = posterior_of(model, loader), loader[0][0]
+    way = Tangent(3, seed=2, temperature=0.4)
+    changes = torch.stack(list(way.changes(model, posterior, inputs, positions=False)))
+    covariance = torch.einsum("snc,snk->nck", changes, changes) / 3
+    said = way.predict(model, posterior, Categorical(), inputs)
+    assert torch.equal(said.logits, model(inputs))
+    assert torch.allclose(said.probabilities, Tempered(0.4).softmax(said.logits, covariance))
+    exact = Tempered(0.4).information(said.logits, covariance)
+    assert torch.allclose(said.epistemic, exact.minimum(said.total))
+    drawn = torch.stack(list(way.draws(model, posterior, inputs, positions=False)))
+    assert torch.allclose(drawn, (model(inputs) + changes) / 0.4)
+
+
 def test_single_precision_is_close_to_double():
     model, loader = mlp(3, 4, 3), pairs((6, 3), 3)
     posterior, inputs = posterior_of(model, loader), loader[0][0]
@@ -66,3 +82,5 @@ def test_what_is_no_softmax_is_refused():
         Tangent().predict(model, posterior, Gaussian(1.0), loader[0][0])
     with pytest.raises(ConfigError, match="at least 1"):
         Tangent(0)
+    with pytest.raises(ConfigError, match="above 0"):
+        Tangent(temperature=0.0)

@@ -163,9 +163,10 @@ def test_words_may_have_no_label_or_be_cut_off(place: Path, tmp_path: Path) -> N
 
 def test_the_estimate_is_of_a_label_at_every_token(place: Path) -> None:
     passes = {one["step"]: one for one in ok("estimate", place / "fitted")["passes"]}
-    # Two random signs, not a pass for each contrast; and the prior falls back on no pass at all.
+    # Two random signs, not a pass for each contrast; for the prior four words stand for all.
     assert (passes["fit"]["batches"], passes["fit"]["backward"]) == (3, 2)
-    assert passes["prior, LeaveOneOut"]["batches"] == 0
+    prior = passes["prior, LeaveOneOut"]
+    assert (prior["batches"], prior["forward"], prior["backward"]) == (3, 1, 4)
     assert (passes["predict"]["forward"], passes["predict"]["backward"]) == (33, 0)
 
 
