@@ -189,7 +189,7 @@ does to the log-odds: {float32} % wrong in float32, {bfloat16} % with a bfloat16
 
 MiniLM with LoRA of rank {RANK} on query and value learns from {TAGGER_TEXTS} texts of AG News which
 of their words were capitalised (not, the first letter, all letters), {TAGGER_EPOCHS} epochs;
-{words} words of {TAGGER_TESTS} test texts. Precision chosen:
+{words} words of {TAGGER_TESTS} test texts. Precision chosen by `VisiblePrecision()`:
 {over(seeds, lambda s: s["tagger"]["precision chosen"], 0)}. The AUROC is that of wrong tags among
 all.
 
