@@ -81,6 +81,12 @@ class Predictor:
         Raises:
             ConfigError: With the command that makes one.
         """
+        if isinstance(self.likelihood, Bernoulli):
+            raise ConfigError(
+                "--review sends a row to a human by its one answer, and this model gives a row "
+                "several labels. Leave it out: predictions.jsonl says how uncertain each label is, "
+                "and `bhpeft audit CHECKPOINT --label NAME` finds a threshold for one."
+            )
         if self.bayes is None:
             raise ConfigError(
                 "--review needs a posterior with a rule for review, and this checkpoint has no "

@@ -123,6 +123,11 @@ def test_predictions_of_several_labels(fitted: Path, data: Path, tmp_path: Path)
         assert row["total"] == pytest.approx(row["aleatoric"] + row["epistemic"], abs=1e-5)
 
 
+def test_review_is_about_one_answer_a_row(fitted: Path, tmp_path: Path) -> None:
+    message = refused("predict", fitted, "--review", "--output", tmp_path / "no")
+    assert "this model gives a row several labels. Leave it out" in message
+
+
 def test_rows_without_labels_are_answered_one_by_one(
     trained: tuple[Path, Any], tmp_path: Path
 ) -> None:
