@@ -177,7 +177,8 @@ def word_labels(
             got = f"{len(tags[row])} labels" if isinstance(tags[row], list) else repr(tags[row])
             raise DataError(
                 f"{where}: row {row} has {len(words[row])} words and {got}; each word needs one, "
-                f"{IGNORED} where it is not known."
+                f"{IGNORED} where it is not known. If they are labels of the whole text: --task "
+                "text (words=False)."
             )
     every = [tag for row in kept for tag in tags[row]]
     known = [tag for tag in every if not (is_missing(tag) or tag == IGNORED)]

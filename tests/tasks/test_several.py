@@ -209,6 +209,14 @@ def test_of_choices_one_is_right(tmp_path: Path) -> None:
         load_rows(path, choices=True, multi_label=None)
 
 
+def test_labels_of_a_text_that_is_cut_into_words_too(tmp_path: Path) -> None:
+    rows = [{"text": "a b c", "tokens": ["a", "b", "c"], "labels": one} for one in NAMED]
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError, match="labels of the whole text: --task text"):
+        load_rows(path, words=None, multi_label=None)
+    assert load_rows(path, words=False, multi_label=None).labels == MARKS
+
+
 # --------------------------------------------------------------------------------------- from rows
 
 
