@@ -189,6 +189,28 @@ def test_what_changed_is_said_in_words() -> None:
     assert found.covariate_shift.low > 0.9
 
 
+@pytest.mark.parametrize(("shift", "way", "moved"), [(1.5, "less", "rose"), (-1.5, "more", "fell")])
+def test_rows_unlike_those_trained_on_are_told_by_their_novelty(
+    shift: float, way: str, moved: str
+) -> None:
+    rng = np.random.default_rng(3)
+    now, reference = (
+        replace(one, scores={**one.scores, "novelty": rng.gamma(9.0, 1.0, 400) + by})
+        for one, by in ((rows(400, 0), shift), (rows(400, 1), 0.0))
+    )
+    found = drift(now, reference, permutations=99)
+    means = [float(each.score("novelty").mean()) for each in (reference, now)]
+    assert found.novelty is not None
+    assert found.novelty.estimate == pytest.approx(means[1] - means[0])
+    assert found.findings == (
+        f"Rows are {way} like those trained on than before: novelty {moved} from {means[0]:.3g} to "
+        f"{means[1]:.3g} on average.",
+    )
+    alone = replace(reference, scores={"epistemic": reference.scores["epistemic"]})
+    assert drift(now, alone, permutations=99).novelty is None
+    assert drift(now, alone, permutations=99).tests.keys() == found.tests.keys() - {"novelty"}
+
+
 def test_without_labels_and_texts_outputs_and_classes_are_compared() -> None:
     reference = rows(400, 0)
     odd = rows(400, 1)

@@ -82,7 +82,7 @@ def drift() -> Drift:
     return Drift(
         rows=90, reference_rows=50, label_shift=0.5, frequencies={"no": (0.4, 0.6)},
         covariate_shift=interval(0.52), uncertainty=interval(0.0), periods=periods,
-        finding="Nothing has changed.",
+        novelty=interval(0.25), finding="Nothing has changed.",
     )  # fmt: skip
 
 
@@ -205,6 +205,12 @@ def test_sections(name: str, there: tuple[str, ...], missing: tuple[str, ...]) -
     ids = Parsed(page_of(name)).ids
     assert set(there) <= set(ids)
     assert not set(missing) & set(ids)
+
+
+def test_drift_tells_the_change_of_novelty_where_it_is_known() -> None:
+    assert "Mean novelty, now less before" in page_of("everything")
+    unknown = replace(full(), drift=replace(drift(), novelty=None))
+    assert "Mean novelty" not in page(unknown, made=MADE)
 
 
 def test_differences_are_called_better_only_where_zero_is_outside() -> None:

@@ -221,6 +221,8 @@ def test_the_cost_on_other_rows_comes_first() -> None:
 def test_other_scores_are_named() -> None:
     words = to_review(replace(decision(), score="epistemic", threshold=0.12))
     assert words == "epistemic uncertainty is above 0.120 nats"
+    strange = to_review(replace(decision(), score="novelty", threshold=3.3))
+    assert strange == "novelty is above 3.300"
 
 
 def test_rivals_that_are_better_are_said_only_where_it_is_shown() -> None:

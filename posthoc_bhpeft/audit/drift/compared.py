@@ -23,7 +23,7 @@ from posthoc_bhpeft.audit.predictions import CONFIDENCE, Predictions
 from posthoc_bhpeft.audit.slices.significance import adjust, check_level
 from posthoc_bhpeft.errors import ConfigError, DataError
 
-EPISTEMIC = "epistemic"
+EPISTEMIC, NOVELTY = "epistemic", "novelty"
 _FEWEST = 20
 
 
@@ -48,6 +48,8 @@ class Drift:
         words_reference: Words more typical of the reference.
         uncertainty_name: The score behind `uncertainty`: `epistemic`, or `confidence` (one less
             the confidence) where a set has no epistemic uncertainty.
+        novelty: Mean novelty now less in the reference, with its interval; `None` where a set has
+            none.
         true_label_shift: p-value that the true classes are as frequent; `None` without labels.
         true_frequencies: Share of each true class by name: in the reference, and now.
         estimated_labels: Share of each true class now, estimated from predictions as if only the
@@ -73,6 +75,7 @@ class Drift:
     words_now: tuple[str, ...] = ()
     words_reference: tuple[str, ...] = ()
     uncertainty_name: str = EPISTEMIC
+    novelty: Interval | None = None
     true_label_shift: float | None = None
     true_frequencies: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     estimated_labels: Mapping[str, Interval] | None = None
@@ -115,7 +118,7 @@ def drift(
     check_level(level)
     rng = np.random.default_rng(seed)
     line = None if time is None else timeline(now, time)
-    name = EPISTEMIC if EPISTEMIC in now.scores and EPISTEMIC in reference.scores else CONFIDENCE
+    name = EPISTEMIC if have(EPISTEMIC, now, reference) else CONFIDENCE
     shift = homogeneity_p_value(_counts(now, now.predicted), _counts(now, reference.predicted), rng)
     outputs, texts = _told(now, reference, rng, max_rows, permutations, level)
     told = outputs if texts is None else texts
@@ -125,12 +128,19 @@ def drift(
     tests = {"predicted classes": shift, "outputs": outputs.p_value, "uncertainty": p_uncertainty}
     if texts is not None:
         tests["texts"] = texts.p_value
+    novelty = None
+    if have(NOVELTY, now, reference):
+        novelty, tests[NOVELTY] = mean_difference(
+            now.score(NOVELTY), reference.score(NOVELTY), rng, level=level
+        )
     true_shift, accuracy, gap = _with_labels(now, reference, tests, rng, level)
     trends = () if line is None else _trends(now, name, line, rng)
     tests |= {f"trend of {one.of}": one.p_value for one in trends}
     adjusted = dict(zip(tests, map(float, adjust(list(tests.values()))), strict=True))
     periods = () if line is None else periods_of(now, name, line, rng, level)
-    facts = Facts(now, reference, name, told, outputs, uncertainty, accuracy, gap, trends, periods)
+    facts = Facts(
+        now, reference, name, told, outputs, uncertainty, novelty, accuracy, gap, trends, periods
+    )
     estimated = _estimated(now, reference, rng, level)
     found = sentences(facts, adjusted, 1.0 - level, estimated)
     return Drift(
@@ -149,6 +159,7 @@ def drift(
         words_now=told.now,
         words_reference=told.reference,
         uncertainty_name=name,
+        novelty=novelty,
         true_label_shift=true_shift,
         true_frequencies=facts.true_shares,
         estimated_labels=estimated,
@@ -157,6 +168,11 @@ def drift(
         trends=trends,
         tests=adjusted,
     )
+
+
+def have(score: str, *sets: Predictions) -> bool:
+    """Whether every set has a score."""
+    return all(score in each.scores for each in sets)
 
 
 def _check(now: Predictions, reference: Predictions, max_rows: int, permutations: int) -> None:

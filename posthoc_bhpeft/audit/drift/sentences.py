@@ -28,6 +28,7 @@ class Facts:
         told: How well the sets are told apart, by texts where there are any.
         outputs: The same by outputs.
         uncertainty: Mean of the score now, less in the reference.
+        novelty: The same of novelty, where both sets have it.
         accuracy: The same of right answers, with labels.
         gap: The same of confidence less right answers, with labels.
         trends: Over time.
@@ -40,6 +41,7 @@ class Facts:
     told: Told
     outputs: Told
     uncertainty: Interval
+    novelty: Interval | None
     accuracy: Interval | None
     gap: Interval | None
     trends: tuple[Trend, ...]
@@ -115,6 +117,12 @@ def _of_rows(
         # Where doubt moved too, more than the mix changed.
         if facts.now.labels is None and estimated and "uncertainty" not in shown:
             yield _of_estimate(facts, estimated)
+    if facts.novelty is not None and "novelty" in shown:
+        old, new = (float(each.score("novelty").mean()) for each in (facts.reference, facts.now))
+        yield (
+            f"Rows are {'less' if new > old else 'more'} like those trained on than before: "
+            f"novelty {_moved(facts.novelty)} from {old:.3g} to {new:.3g} on average."
+        )
     if "texts" in shown:
         yield (
             f"Texts differ from the reference: a classifier tells {_area(facts.told.auroc)}."

@@ -261,6 +261,8 @@ def to_review(decision: Decision) -> str:
     """Which rows go to a person, in words that follow "every row whose"; for finite thresholds."""
     if decision.score == CONFIDENCE:
         return f"confidence is below {percent(1.0 - decision.threshold)}"
+    if decision.score == "novelty":
+        return f"novelty is above {number(decision.threshold)}"
     return f"{decision.score} uncertainty is above {number(decision.threshold)} nats"
 
 
