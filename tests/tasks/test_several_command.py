@@ -184,6 +184,9 @@ def test_sheets(written: str, base: Path, tmp_path: Path) -> None:
     assert ok("predict", out, "--output", tmp_path / "preds")["metrics"]["rows"] == 9
     expected = [[int(n in row["labels"]) for n in NAMES] for row in make_rows(9, 1)]
     assert [row["label"] for row in lines(tmp_path / "preds")] == expected
+    # What is said now takes the place of all that was recorded.
+    other = refused("predict", out, "--label-column", "text", "--output", tmp_path / "no")
+    assert "have a list each" in other
     # Of other rows it is said again.
     other = folder / "test.csv"
     again = ("predict", out, "--data", other, "--output", tmp_path / "again")
