@@ -166,9 +166,16 @@ class HiddenRows:
         width = width if colder else 0
         return self.asked(self.surer, (width, colder), NARROWER[width], COLDER[colder])
 
-    def narrowing(self) -> Adjustment:
-        """The precision, at a temperature of 1 and no lower than the one given, that suits best."""
-        width = int(self.surer[:, 0].mean(-1).argmin())
+    def narrowing(self, errors: float) -> Adjustment:
+        """The higher precision, at a temperature of 1, that suits best, if the one given does not.
+
+        Rows that were trained on ask for surer predictions than others do, so it must be clear.
+
+        Args:
+            errors: By how many standard errors of the mean the one given must be worse.
+        """
+        tried = self.surer[:, 0]
+        width = int(tried.mean(-1).argmin()) if most_modest(tried, errors) else 0
         return self.asked(self.surer, (width, 0), NARROWER[width], 1.0)
 
     def asked(

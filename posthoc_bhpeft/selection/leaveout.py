@@ -68,8 +68,9 @@ class LeaveOneOut(PriorRule):
     used. In regression it is a higher one where rows with hidden tokens see no reason for so much
     doubt. With a label at every word it takes the place of `width * d_0` in steps 2 and 3, and four
     words of each text that are not hidden themselves stand for all, a text counting once; of
-    temperatures below 1 the one closest to 1 within two standard errors is taken. The next token of
-    a text is another with its context hidden, so with `Tokens(shift=True)`, and with more than 256
+    temperatures below 1 the one closest to 1 within two standard errors is taken, and at 1 a
+    narrower posterior where the one of `VisiblePrecision` is worse by more. The next token of a
+    text is another with its context hidden, so with `Tokens(shift=True)`, and with more than 256
     outputs, which are those of a vocabulary, `VisiblePrecision` stays as it is.
 
     Args:

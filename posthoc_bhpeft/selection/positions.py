@@ -30,7 +30,7 @@ def tags_words(likelihood: Likelihood, n_outputs: int) -> bool:
 
 
 def asked(rows: HiddenRows, coldest: float) -> Adjustment:
-    """Less sure predictions; else surer ones; else the trained network's, as wide as fits best.
+    """Less sure predictions; else surer ones; else those at a precision that suits clearly better.
 
     Args:
         rows: Texts with tokens hidden.
@@ -40,7 +40,7 @@ def asked(rows: HiddenRows, coldest: float) -> Adjustment:
     if softer.needed:
         return softer
     surer = rows.sharpening(coldest, errors=2)
-    return surer if surer.needed else rows.narrowing()
+    return surer if surer.needed else rows.narrowing(errors=2)
 
 
 def adjusted(choice: PriorChoice, found: Adjustment) -> PriorChoice:

@@ -190,6 +190,17 @@ def test_surer_predictions_need_two_standard_errors():
     assert asked(rows, 0.0).temperature < 1
 
 
+def test_a_narrower_posterior_needs_two_standard_errors_and_is_then_the_best():
+    rows = level()
+    rows.surer[3, 0] = 0.5
+    rows.surer[1, 0] = 0.5 + noise(0.2) + 0.001
+    rows.surer[0, 0] = 0.5 + noise(0.2) + 0.019
+    assert not asked(rows, 0.0).needed
+    rows.surer[0, 0] += 0.002
+    found = asked(rows, 1.0)
+    assert (found.width, found.temperature) == (NARROWER[3], 1.0)
+
+
 def test_the_choice_in_words():
     choice = PriorChoice({"a": 2.0, "b": 2.0}, "Because.")
     found = adjusted(choice, Adjustment.told("9 rows", 4.0, 0.5, 1.0, 0.9))
