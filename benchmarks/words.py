@@ -240,7 +240,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with one folder a set")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--texts", type=int, default=160, help="to train on")
     parser.add_argument("--test-texts", type=int, default=100)
     parser.add_argument("--words", type=int, default=24, help="of a text")

@@ -27,7 +27,7 @@ from torch import Tensor
 from posthoc_bhpeft.evidence import HIGHEST, LOWEST
 from posthoc_bhpeft.likelihood import Bernoulli, Likelihood
 from posthoc_bhpeft.predictive.gradients import LabelGradients, label_log_odds
-from posthoc_bhpeft.predictive.links import PROBIT
+from posthoc_bhpeft.predictive.links import PROBIT, binary_entropy, entropy
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,19 @@ class LeftOutRows:
         """`L` of the labels at a temperature, `(R,)`."""
         found = self.gradients
         return label_log_odds(self.likelihood, found.outputs, found.labels, temperature)
+
+    def learnt(self) -> float:
+        """What the network knows of these labels beyond their frequencies: `1 - NLL / NLL_0`.
+
+        `NLL_0` is that of guessing by the labels' frequencies; 0 where they leave nothing to guess.
+        """
+        labels = self.gradients.labels
+        if isinstance(self.likelihood, Bernoulli):
+            guessed = binary_entropy(labels.double().mean(0)).sum()
+        else:
+            guessed = entropy(torch.bincount(labels.long()).double() / len(labels))
+        known = F.softplus(-self.log_odds()).sum() / len(labels)
+        return float(1 - known / guessed) if guessed > 0 else 0.0
 
     def matched_precision(self) -> float:
         """The precision at which the prior predicts label log-odds as large as the network's.

@@ -1,6 +1,7 @@
 """Rows judged without themselves: against dense inverses and against refitting without each row."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -247,3 +248,48 @@ def test_hidden_rows_sharpen_no_further_than_the_rows_of_a_class_allow(n_rows, c
     falling = torch.linspace(1, 0, len(COLDER)).double()[:, None].expand(-1, 30)
     chosen = LeaveOneOut().adjustment(rows, n_rows, strangers(falling)).temperature
     assert chosen == min(t for t in COLDER if t >= coldest)
+
+
+def worried(n_rows):
+    """`HiddenRows` that ask for the softest predictions there are."""
+    falling = torch.linspace(1, 0, len(WARMER)).double()[:, None].expand(-1, n_rows)
+    softer = falling.expand(len(WIDER), -1, -1)
+    return HiddenRows(softer, torch.ones(len(NARROWER), len(COLDER), n_rows).double(), 0.5)
+
+
+def test_a_network_that_has_learnt_next_to_nothing_is_not_softened():
+    x, y = two_classes(600)
+    rows, rule = rows_of(x, y, logistic(x, y, 1.0)), LeaveOneOut()
+    assert rows.learnt() > 0.2
+    assert rule.adjustment(rows, 600, worried(30)).temperature == WARMER[-1]
+    faint = shrunk(rows, 0.05)
+    assert 0 < faint.learnt() < 0.1
+    assert rule.adjustment(faint, 600, worried(30)).temperature == 1
+
+
+def test_what_is_learnt_is_what_frequencies_do_not_tell():
+    outputs = torch.randn(30, 3, generator=seeded(0), dtype=torch.float64)
+    labels = torch.tensor([0] * 15 + [1] * 10 + [2] * 5)
+    g = torch.randn(30, 4, generator=seeded(1), dtype=torch.float64)
+    found = LabelGradients(outputs, labels, g, torch.zeros(1).double(), g.square().sum(1)[None])
+    shares = torch.tensor([1 / 2, 1 / 3, 1 / 6]).double()
+    guessed = float(-(shares * shares.log()).sum())
+    known = float(F.cross_entropy(outputs, labels))
+    assert LeftOutRows.of(Categorical(), found, 30).learnt() == pytest.approx(1 - known / guessed)
+    frequencies = replace(found, outputs=shares.log().expand(30, 3))
+    assert LeftOutRows.of(Categorical(), frequencies, 30).learnt() == pytest.approx(0)
+    alike = replace(found, labels=torch.zeros(30).long())
+    assert LeftOutRows.of(Categorical(), alike, 30).learnt() == 0
+
+
+def test_what_is_learnt_of_several_labels_is_summed_over_them():
+    outputs = torch.randn(20, 2, generator=seeded(0), dtype=torch.float64)
+    labels = torch.rand(20, 2, generator=seeded(1), dtype=torch.float64).round()
+    g = torch.randn(40, 4, generator=seeded(2), dtype=torch.float64)
+    found = LabelGradients(outputs, labels, g, torch.zeros(1).double(), g.square().sum(1)[None])
+    guess = labels.mean(0).expand(20, 2)
+    losses = [
+        F.binary_cross_entropy(p, labels, reduction="sum") for p in (outputs.sigmoid(), guess)
+    ]
+    expected = float(1 - losses[0] / losses[1])
+    assert LeftOutRows.of(Bernoulli(), found, 20).learnt() == pytest.approx(expected)
