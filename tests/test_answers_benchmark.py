@@ -40,7 +40,7 @@ def written(folder: Path, name: str = "arc_easy", rows: int = 40) -> Path:
 def scored(bench: Any, name: str, seed: int, method: str, less: float, wide: float) -> Any:
     store = importlib.import_module("calibration_store")
     known = {"accuracy": 0.3, "nll": 1.5 + less, "ece": 0.1, "brier": 0.8, "aurc": 0.7}
-    rest = dict.fromkeys(("auroc", "auroc_total", "auroc_epistemic"), math.nan)
+    rest = dict.fromkeys(store.APART, math.nan)
     return store.Score(
         f"{name}-{seed}", name, 20, "5 steps", seed, method, bench.METHODS[method].revision, 12,
         **known, removed=0.1, less=less, low=less - wide, high=less + wide, **rest,
