@@ -30,9 +30,6 @@ from posthoc_bhpeft.selection.rule import (
 GRID = 20
 """Temperatures tried for each factor of e."""
 
-LEARNT = 0.1
-"""A network that knows less of its training labels has learnt none by heart."""
-
 FEWEST = 100
 """With fewer rows none is made surer: a mistake about them would cost more than is to be gained."""
 
@@ -48,9 +45,8 @@ class LeaveOneOut(PriorRule):
        weights leave room for doubt, and little where they do not.
     2. For a network that was trained too long, a wider posterior and a *temperature* above 1: those
        that predict training rows best when part of their tokens is hidden (`HiddenRows`). Of what
-       is within a standard error of the best, what changes predictions least. A network that
-       predicts its training rows hardly better than by their classes' frequencies has learnt none
-       by heart, and is not softened.
+       is within a standard error of the best, what changes predictions least. With several labels
+       a row a network that knows little but their frequencies is not softened.
     3. Where nothing is to be softened, a temperature below 1, for a network that was trained too
        briefly to be as sure as it should be, and a narrower posterior to go with it: again those
        that predict rows with hidden tokens best. Rows that are each judged by the model without
@@ -128,7 +124,7 @@ class LeaveOneOut(PriorRule):
 
     def adjustment(self, rows: LeftOutRows, n_rows: int, hidden: HiddenRows | None) -> Adjustment:
         """What rows with hidden tokens ask for; without any, what left-out rows do."""
-        softer = hidden.softening() if hidden and rows.learnt() > LEARNT else None
+        softer = hidden.softening() if hidden and not rows.softens_to_guessing() else None
         if softer and softer.needed:
             return softer
         if n_rows < FEWEST:

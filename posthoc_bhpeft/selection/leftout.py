@@ -27,7 +27,10 @@ from torch import Tensor
 from posthoc_bhpeft.evidence import HIGHEST, LOWEST
 from posthoc_bhpeft.likelihood import Bernoulli, Likelihood
 from posthoc_bhpeft.predictive.gradients import LabelGradients, label_log_odds
-from posthoc_bhpeft.predictive.links import PROBIT, binary_entropy, entropy
+from posthoc_bhpeft.predictive.links import PROBIT, binary_entropy
+
+HARDLY_BETTER = 0.9
+"""A network with more of the NLL of guessing by frequency knows little else of its labels."""
 
 
 @dataclass(frozen=True)
@@ -94,18 +97,18 @@ class LeftOutRows:
         found = self.gradients
         return label_log_odds(self.likelihood, found.outputs, found.labels, temperature)
 
-    def learnt(self) -> float:
-        """What the network knows of these labels beyond their frequencies: `1 - NLL / NLL_0`.
+    def softens_to_guessing(self) -> bool:
+        """Whether less sure predictions could be worse than the labels' frequencies.
 
-        `NLL_0` is that of guessing by the labels' frequencies; 0 where they leave nothing to guess.
+        They go towards one half, which a label that seldom applies is far from. So of several
+        labels a row: whether `NLL > 0.9 NLL_0`, `NLL_0` that of guessing by frequency.
         """
-        labels = self.gradients.labels
-        if isinstance(self.likelihood, Bernoulli):
-            guessed = binary_entropy(labels.double().mean(0)).sum()
-        else:
-            guessed = entropy(torch.bincount(labels.long()).double() / len(labels))
+        if not isinstance(self.likelihood, Bernoulli):
+            return False
+        labels = self.gradients.labels.double()
+        guessed = binary_entropy(labels.mean(0)).sum()
         known = F.softplus(-self.log_odds()).sum() / len(labels)
-        return float(1 - known / guessed) if guessed > 0 else 0.0
+        return bool(known > HARDLY_BETTER * guessed)
 
     def matched_precision(self) -> float:
         """The precision at which the prior predicts label log-odds as large as the network's.
