@@ -9,7 +9,7 @@ log-determinants and functional variances use the eigendecomposition of `K + H`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -55,7 +55,7 @@ class Posterior:
     n_rows: int
     n_outputs: int
     products: tuple[Product, ...] = field(default=(), repr=False)
-    _metrics: dict[float, dict[str, Metric]] = field(
+    _metrics: dict[Hashable, Mapping[str, Metric]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -171,12 +171,21 @@ class Posterior:
 
     def metrics(self, tolerance: float) -> Mapping[str, Metric]:
         """`vec(G)^T Sigma vec(H)` of each block, within `tolerance / 2` relative; made once."""
-        if tolerance not in self._metrics:
-            self._metrics[tolerance] = {
+        return self.made_once(
+            tolerance,
+            lambda: {
                 block.name: metric_of(self.bases[block.name], self.variances(block), tolerance)
                 for block in self.blocks
-            }
-        return self._metrics[tolerance]
+            },
+        )
+
+    def made_once(
+        self, key: Hashable, make: Callable[[], Mapping[str, Metric]]
+    ) -> Mapping[str, Metric]:
+        """Metrics of blocks, made for the first batch and kept with this posterior for the next."""
+        if key not in self._metrics:
+            self._metrics[key] = make()
+        return self._metrics[key]
 
     def precision_matvec(self, block: Block, matrix: Tensor) -> Tensor:
         """`(d I + K + H) vec(X)` for a matrix `(..., p, q)`; exact."""

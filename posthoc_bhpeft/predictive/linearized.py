@@ -75,11 +75,11 @@ class Linearized:
         device = device_of(model)
         with evaluating(model), engine(model, posterior.blocks) as tape:
             outputs = forward(model, move(inputs, device), positions=likelihood.positions)
-            directions, complete = self.output_directions(likelihood, outputs.detach())
+            fixed = outputs.detach()
+            needed = fewest_directions(likelihood, fixed, self.link)
+            directions, complete = self.output_directions(likelihood, fixed, needed)
             metrics = (posterior.metrics(self.tolerance), unit_metrics(posterior))
             small, at_unit = projected_covariances(tape, metrics, outputs, directions)
-        fixed = outputs.detach()
-        needed = fewest_directions(likelihood, fixed, self.link)
         covariance = directions @ small.to(directions) @ directions.transpose(1, 2)
         prediction = predict_gaussian_outputs(likelihood, fixed, covariance, self.link)
         return replace(
@@ -88,15 +88,22 @@ class Linearized:
             novelty=novelty_of(at_unit, directions, needed),
         )
 
-    def output_directions(self, likelihood: Likelihood, outputs: Tensor) -> tuple[Tensor, bool]:
-        """Orthonormal directions `(N, C, K)`, and whether they hold the whole covariance."""
+    def output_directions(
+        self, likelihood: Likelihood, outputs: Tensor, needed: Tensor
+    ) -> tuple[Tensor, bool]:
+        """Orthonormal directions `(N, C, K)`, and whether they hold the whole covariance.
+
+        Args:
+            likelihood: Of the labels.
+            outputs: `(N, C)`.
+            needed: The directions that the link needs.
+        """
         if not self.centred:
             identity = torch.eye(outputs.shape[-1], dtype=outputs.dtype, device=outputs.device)
             return identity.expand(len(outputs), -1, -1), True
         contrasts = contrast_directions(likelihood, outputs)
-        fewest = fewest_directions(likelihood, outputs, self.link)
-        if contrasts.shape[2] > self.max_passes and fewest.shape[2] < contrasts.shape[2]:
-            return fewest, False
+        if contrasts.shape[2] > self.max_passes and needed.shape[2] < contrasts.shape[2]:
+            return needed, False
         return contrasts, True
 
 

@@ -17,13 +17,13 @@ about; with them the score ranks worse. Measured in `benchmarks/calibration.py`.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from posthoc_bhpeft.blocks import Block, Kind
-from posthoc_bhpeft.linalg import WholeMetric
+from posthoc_bhpeft.linalg import Metric, WholeMetric
 from posthoc_bhpeft.posterior import Posterior
 
 
@@ -51,8 +51,13 @@ def unit_information(posterior: Posterior, blocks: Sequence[Block]) -> float:
     return max(unit, single.eps * largest, single.tiny)
 
 
-def unit_metrics(posterior: Posterior) -> dict[str, WholeMetric]:
-    """The metric of each block of the last layer under the unit information prior."""
+def unit_metrics(posterior: Posterior) -> Mapping[str, Metric]:
+    """The metric of each block of the last layer under the unit information prior; made once."""
+    return posterior.made_once(unit_information, lambda: metrics_at_unit(posterior))
+
+
+def metrics_at_unit(posterior: Posterior) -> dict[str, Metric]:
+    """See `unit_metrics`."""
     blocks = last_layer(posterior.blocks)
     unit = unit_information(posterior, blocks)
     bases = {block.name: posterior.bases[block.name] for block in blocks}
