@@ -28,8 +28,8 @@ from calibration_data import CellRows
 from calibration_methods import BATCH_SIZE, MAP, METHODS, OURS, TEMPERATURE, outcomes
 from calibration_store import Score, complete, load, scored
 from calibration_tables import beside_map, cells_table, figures_table, summary_table
-from cells import keyed, quiet
-from pages import RESULTS, command, markdown
+from cells import keyed, parser, quiet
+from pages import command, markdown
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -321,21 +321,16 @@ Ours, model by model:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with one folder a set")
-    parser.add_argument("--model", type=Path, required=True, help="folder of a language model")
-    parser.add_argument("--sets", nargs="+", default=list(SPLITS), choices=SPLITS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--rows", type=int, default=320, help="to train on")
-    parser.add_argument("--extra", type=int, default=200, help="that only temperatures see")
-    parser.add_argument("--test-rows", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=200, help="of training")
-    parser.add_argument("--max-length", type=int, default=256, help="tokens of a prompt")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--report", action="store_true", help="run nothing, write the page")
-    return parser.parse_args(arguments)
+    asked = parser(__doc__)
+    asked.add_argument("--model", type=Path, required=True, help="folder of a language model")
+    asked.add_argument("--sets", nargs="+", default=list(SPLITS), choices=SPLITS)
+    asked.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    asked.add_argument("--rows", type=int, default=320, help="to train on")
+    asked.add_argument("--extra", type=int, default=200, help="that only temperatures see")
+    asked.add_argument("--test-rows", type=int, default=500)
+    asked.add_argument("--steps", type=int, default=200, help="of training")
+    asked.add_argument("--max-length", type=int, default=256, help="tokens of a prompt")
+    return asked.parse_args(arguments)
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from calibration_tables import (
     sets_table,
     summary_table,
 )
-from cells import quiet
+from cells import parser, quiet
 from pages import RESULTS, command, fill_readme
 
 from posthoc_bhpeft.checkpoints import write_text
@@ -123,21 +123,16 @@ def readme_tables(scores: Sequence[Score]) -> str:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with one folder a set")
-    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
-    parser.add_argument("--rows", nargs="+", type=int, default=[320, 640, 2000])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--protocols", nargs="+", default=["full"], choices=EPOCHS)
-    parser.add_argument("--methods", nargs="+", default=list(QUICK), choices=METHODS)
-    parser.add_argument("--test-rows", type=int, default=TEST_ROWS)
-    parser.add_argument("--max-length", type=int, default=MAX_LENGTH)
-    parser.add_argument("--output", type=Path, default=Path("outputs/calibration"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--report", action="store_true", help="run nothing, write the page")
-    return parser.parse_args(arguments)
+    asked = parser(__doc__)
+    asked.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
+    asked.add_argument("--rows", nargs="+", type=int, default=[320, 640, 2000])
+    asked.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    asked.add_argument("--protocols", nargs="+", default=["full"], choices=EPOCHS)
+    asked.add_argument("--methods", nargs="+", default=list(QUICK), choices=METHODS)
+    asked.add_argument("--test-rows", type=int, default=TEST_ROWS)
+    asked.add_argument("--max-length", type=int, default=MAX_LENGTH)
+    asked.add_argument("--output", type=Path, default=Path("outputs/calibration"))
+    return asked.parse_args(arguments)
 
 
 def main() -> None:

@@ -7,18 +7,17 @@ method has not been revised since.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from calibration_data import Cell
 from calibration_methods import MAP, METHODS, Outcome
+from records import read_records, records_as_csv
 from torch import Tensor
 
 from posthoc_bhpeft.audit import metrics
@@ -174,15 +173,7 @@ def doubts_of(said: Prediction) -> dict[str, Any]:
 
 def load(path: Path) -> dict[tuple[str, str], Score]:
     """Scores by key of the cell and method; those of an older revision are left out."""
-    if not path.is_file():
-        return {}
-    kinds = {one.name: {"str": str, "int": int}.get(str(one.type), float) for one in fields(Score)}
-    with path.open(encoding="utf-8", newline="") as file:
-        found = [
-            Score(**{name: kinds[name](value or "nan") for name, value in line.items()})
-            for line in csv.DictReader(file)
-        ]
-    return {(s.cell, s.method): s for s in found if is_current(s)}
+    return {(s.cell, s.method): s for s in read_records(Score, path) if is_current(s)}
 
 
 def is_current(found: Score) -> bool:
@@ -192,20 +183,7 @@ def is_current(found: Score) -> bool:
 
 def as_csv(scores: Iterable[Score]) -> str:
     """All scores, in the order given."""
-    text = io.StringIO()
-    names = [field.name for field in fields(Score)]
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    for one in scores:
-        writer.writerow({name: shown(value) for name, value in asdict(one).items()})
-    return text.getvalue()
-
-
-def shown(value: str | int | float) -> str:
-    """Numbers with five digits; nothing where nothing is known."""
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.5g}"
-    return str(value)
+    return records_as_csv(Score, scores, digits=5)
 
 
 def keep(folder: Path, cell: Cell, found: Mapping[str, Outcome]) -> None:

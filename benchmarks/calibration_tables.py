@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from calibration_methods import ENSEMBLE, MAP, METHODS, OURS
-from calibration_store import FIGURES, Score
+from calibration_store import APART, FIGURES, Score
 from pages import markdown, spread
 
 # Above this MAP counts as badly calibrated: the target for the ECE is about those cells.
@@ -139,14 +139,13 @@ def cells_table(scores: Sequence[Score]) -> str:
 def outside_table(scores: Sequence[Score]) -> str:
     """AUROC of rows of no known class, by each doubt of each method."""
     known = [s for s in scores if not math.isnan(s.auroc)]
-    names = ("auroc", "auroc_total", "auroc_epistemic", "auroc_novelty")
     return markdown(
         ["method", "cells", "1 - top probability", "entropy", "epistemic", "novelty"],
         [
             [
                 method,
                 str(len(found)),
-                *(mean_or_dash([getattr(s, name) for s in found]) for name in names),
+                *(mean_or_dash([getattr(s, name) for s in found]) for name in APART),
             ]
             for method in methods_in(known)
             if (found := of(known, method=method))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import warnings
+from pathlib import Path
 
 import datasets
 import torch
 import transformers
+from pages import RESULTS
 
 
 def keyed(label: str, identity: object, digits: int = 12) -> str:
@@ -21,6 +24,21 @@ def keyed(label: str, identity: object, digits: int = 12) -> str:
     """
     text = json.dumps(identity, sort_keys=True)
     return f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:digits]}"
+
+
+def parser(about: str) -> argparse.ArgumentParser:
+    """What every benchmark of cells asks: where the data are, and where results go.
+
+    Args:
+        about: what the command's help begins with.
+    """
+    found = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("--data", type=Path, required=True, help="folder with one folder a set")
+    found.add_argument("--results", type=Path, default=RESULTS)
+    found.add_argument("--report", action="store_true", help="run nothing, write the page")
+    return found
 
 
 def quiet() -> None:

@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 import transformers
-from cells import keyed, quiet
-from pages import RESULTS, command
+from cells import keyed, parser, quiet
+from pages import command
 from words_scores import (
     MAP,
     OURS,
@@ -235,19 +235,14 @@ standard errors, over texts, because words of a text depend on each other.
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with one folder a set")
-    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--texts", type=int, default=160, help="to train on")
-    parser.add_argument("--test-texts", type=int, default=100)
-    parser.add_argument("--words", type=int, default=24, help="of a text")
-    parser.add_argument("--draws", type=int, default=8)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--report", action="store_true", help="run nothing, write the page")
-    return parser.parse_args(arguments)
+    asked = parser(__doc__)
+    asked.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
+    asked.add_argument("--seeds", nargs="+", type=int, default=[0])
+    asked.add_argument("--texts", type=int, default=160, help="to train on")
+    asked.add_argument("--test-texts", type=int, default=100)
+    asked.add_argument("--words", type=int, default=24, help="of a text")
+    asked.add_argument("--draws", type=int, default=8)
+    return asked.parse_args(arguments)
 
 
 def main() -> None:

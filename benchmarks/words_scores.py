@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from calibration_tables import beside_map, of
 from pages import markdown, spread
+from records import read_records, records_as_csv
 
 from posthoc_bhpeft.batches import IGNORED
 
@@ -72,12 +72,7 @@ def mean_of_texts(values: torch.Tensor, counted: torch.Tensor) -> tuple[float, f
 
 def load(path: Path) -> list[Score]:
     """All scores of a file."""
-    if not path.is_file():
-        return []
-    kinds = {one.name: {"str": str, "int": int}.get(str(one.type), float) for one in fields(Score)}
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
-    return [Score(**{n: kinds[n](value) for n, value in line.items()}) for line in lines]
+    return read_records(Score, path)
 
 
 def as_csv(scores: Sequence[Score]) -> str:
@@ -86,42 +81,29 @@ def as_csv(scores: Sequence[Score]) -> str:
     def place(one: Score) -> tuple[Any, ...]:
         return SETS.index(one.name), one.noise, one.epochs, one.seed, METHODS.index(one.method)
 
-    text = io.StringIO()
-    names = [one.name for one in fields(Score)]
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    for one in sorted(scores, key=place):
-        shown = {n: f"{v:.6g}" if isinstance(v, float) else v for n, v in asdict(one).items()}
-        writer.writerow(shown)
-    return text.getvalue()
-
-
-def beside(scores: Sequence[Score], method: str) -> list[tuple[Score, Score]]:
-    """A method's scores, each with MAP's on the same cell."""
-    plain = {one.cell: one for one in scores if one.method == MAP}
-    return [(one, plain[one.cell]) for one in scores if one.method == method]
+    return records_as_csv(Score, sorted(scores, key=place), digits=6)
 
 
 def figures_table(scores: Sequence[Score]) -> str:
     """Every method on every training: mean ± standard deviation over seeds."""
     kinds = list(dict.fromkeys((one.name, one.epochs, one.noise) for one in scores))
     lines = []
-    for kind in kinds:
+    for name, epochs, noise in kinds:
+        own = of(scores, name=name, epochs=epochs, noise=noise)
         for method in METHODS:
-            own = [one for one in scores if (one.name, one.epochs, one.noise) == kind]
-            if not (mine := [one for one in own if one.method == method]):
+            if not (mine := of(own, method=method)):
                 continue
             lines.append(
                 [
-                    kind[0],
-                    str(kind[1]),
-                    f"{kind[2]:.0%}",
+                    name,
+                    str(epochs),
+                    f"{noise:.0%}",
                     str(len(mine)),
                     method,
                     spread([one.accuracy for one in mine], 3),
                     spread([one.nll for one in mine], 4),
                     spread([one.ece for one in mine], 3),
-                    percent(beside(own, method)),
+                    percent(beside_map(own, method)),
                     ", ".join(f"{one.temperature:.2f}" for one in mine),
                 ]
             )
@@ -140,7 +122,7 @@ def summary_table(scores: Sequence[Score]) -> str:
     """Each method over all cells."""
     lines = []
     for method in (VISIBLE, OURS):
-        pairs = beside(scores, method)
+        pairs = beside_map(scores, method)
         changes = [mine.nll / plain.nll - 1 for mine, plain in pairs]
         clear = [mine.less / mine.error if mine.error else 0.0 for mine, _ in pairs]
         lines.append(

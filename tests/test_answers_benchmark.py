@@ -62,7 +62,8 @@ def test_a_cell_is_another_where_anything_that_decides_it_is(
 
 
 def test_committed_scores_are_those_of_their_cells(bench: Any) -> None:
-    store, path = importlib.import_module("calibration_store"), bench.RESULTS / bench.SCORES
+    store = importlib.import_module("calibration_store")
+    path = BENCHMARKS / "results" / bench.SCORES
     options = bench.parse(["--data", "rows", "--model", "stories260K"])
     found = {one.cell for one in store.load(path).values()}
     assert found <= {one.key for one in bench.cells(options)}

@@ -65,7 +65,7 @@ def test_a_cell_is_another_where_anything_that_decides_it_is(
 
 def test_committed_scores_are_those_of_their_cells(bench: Any) -> None:
     options = bench.parse(["--data", "rows"])
-    found = {one.cell for one in bench.load(bench.RESULTS / bench.SCORES)}
+    found = {one.cell for one in bench.load(BENCHMARKS / "results" / bench.SCORES)}
     assert found
     assert found <= {one.key for one in bench.cells(options)}
 
