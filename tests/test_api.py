@@ -163,6 +163,28 @@ def test_no_global_randomness(model: nn.Module) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_model_compiled_in_place_runs_eagerly(reference: BayesianPeft) -> None:
+    compilations: list[str] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        compilations.append(str(graph))
+        return graph.forward
+
+    # Hooks and weights to swap would be compiled anew at every layer and draw.
+    compiled = copy.deepcopy(reference.model)
+    compiled.compile(backend=backend)
+    loader = tiny_loader(compiled)
+    bayes = bayesianize(compiled, loader, **QUIET)
+    assert_close(bayes, reference)
+    batch = next(iter(loader))
+    for predictive in (Linearized(), Sampled(2), MAP()):
+        one, other = (at.predict(batch, predictive) for at in (bayes, reference))
+        torch.testing.assert_close(one.probabilities, other.probabilities)
+    assert not compilations
+    compiled(**batch)
+    assert compilations
+
+
 def test_a_call_in_no_grad_is_the_same(model: nn.Module, reference: BayesianPeft) -> None:
     with torch.no_grad():
         assert_close(bayesianize(model, tiny_loader(model), **QUIET), reference)

@@ -150,11 +150,16 @@ def explain_non_finite(model: nn.Module) -> str:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode, and each module back in its own mode afterwards."""
+    """Put a model in evaluation mode, and each module back in its own mode afterwards.
+
+    A model that was compiled in place, `model.compile()`, runs without its compiled code: hooks and
+    other weights would have it compiled again and again, for minutes.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         for module, mode in modes.items():
             module.training = mode
