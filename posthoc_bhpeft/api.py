@@ -42,7 +42,7 @@ from posthoc_bhpeft.digests import digest_of
 from posthoc_bhpeft.likelihood import Categorical, Gaussian, Likelihood
 from posthoc_bhpeft.matching import check_same_everywhere, weights_digest
 from posthoc_bhpeft.memory import explaining_memory
-from posthoc_bhpeft.posterior import Posterior, decompose, read_weights
+from posthoc_bhpeft.posterior import Posterior, decompose_all, read_weights
 from posthoc_bhpeft.predictive import Linearized, Link, LogOdds, Tangent, Tempered
 from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.progress import track
@@ -227,7 +227,7 @@ def unit_posterior(
         weights,
         prior,
         curvature,
-        {block.name: decompose(prior, block.name, curvature[block.name]) for block in blocks},
+        decompose_all(prior, {block.name: curvature[block.name] for block in blocks}),
         fitted.log_likelihood,
         fitted.n_rows,
         fitted.n_outputs,

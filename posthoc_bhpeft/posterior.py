@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,14 @@ from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.evidence import BlockSpectrum, LaplaceEvidence
 from posthoc_bhpeft.linalg import (
     HIGH_FLOOR,
+    NARROW,
     BlockOperator,
     Eigenbasis,
     Metric,
     OperatorSum,
     merge_terms,
     metric_of,
+    side_by_side,
 )
 from posthoc_bhpeft.prior import GaussianPrior
 
@@ -76,19 +79,18 @@ class Posterior:
         factors = [block.name for product in prior.products for block in product.factors]
         if any(name not in carried or carried[name] is not known.get(name) for name in factors):
             prior = prior.linearized_at(self.mean)
-        bases = {
-            name: basis
-            if shares_basis(self.prior, prior, name, basis)
-            else decompose(prior, name, self.curvature[name])
+        changed = {
+            name: self.curvature[name]
             for name, basis in self.bases.items()
+            if not shares_basis(self.prior, prior, name, basis)
         }
-        return replace(self, prior=prior, bases=bases)
+        return replace(self, prior=prior, bases={**self.bases, **decompose_all(prior, changed)})
 
     def at_noise(self, variance: float, log_likelihood: float) -> Posterior:
         """A posterior fitted at noise variance 1, at another and the log likelihood there."""
         curvature = {name: held.scale(1 / variance) for name, held in self.curvature.items()}
         # Decomposed again rather than scaled: what is loaded later then has the very same numbers.
-        bases = {name: curvature[name].decompose() for name in self.bases}
+        bases = decompose_all(self.prior, {name: curvature[name] for name in self.bases})
         return replace(self, curvature=curvature, bases=bases, log_likelihood=log_likelihood)
 
     def as_prior(
@@ -229,6 +231,22 @@ def decompose(prior: GaussianPrior, name: str, curvature: BlockOperator) -> Eige
     if isinstance(total, OperatorSum):
         return total.decompose(prior.precision[name])
     return total.decompose()
+
+
+def decompose_all(
+    prior: GaussianPrior, curvature: Mapping[str, BlockOperator]
+) -> dict[str, Eigenbasis]:
+    """`decompose` of every block, several at once where that pays; in the order of `curvature`."""
+    totals = {name: total_curvature(prior, name, one) for name, one in curvature.items()}
+    narrow = [name for name, total in totals.items() if is_narrow(total)]
+    makers = {name: partial(decompose, prior, name, one) for name, one in curvature.items()}
+    return side_by_side(makers, narrow)
+
+
+def is_narrow(operator: BlockOperator) -> bool:
+    """Whether an operator is on the processor, and made of narrow matrices."""
+    tensors = operator.tensors().values()
+    return all(one.device.type == "cpu" and max(one.shape, default=1) <= NARROW for one in tensors)
 
 
 def shares_basis(one: GaussianPrior, other: GaussianPrior, name: str, known: Eigenbasis) -> bool:

@@ -24,7 +24,7 @@ from posthoc_bhpeft.errors import BhpeftError, CheckpointError
 from posthoc_bhpeft.likelihood import Likelihood
 from posthoc_bhpeft.linalg import BlockOperator, check_structure, restored, structure_of
 from posthoc_bhpeft.matching import check_blocks, check_frozen, check_weights, frozen_samples
-from posthoc_bhpeft.posterior import Posterior, decompose, read_weights
+from posthoc_bhpeft.posterior import Posterior, decompose_all, read_weights
 from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.review import ReviewRule, read_rule, write_rule
 from posthoc_bhpeft.settings import decode, encode
@@ -315,7 +315,7 @@ def read_posterior(
         mean,
         prior,
         curvature,
-        {b.name: decompose(prior, b.name, curvature[b.name]) for b in blocks},
+        decompose_all(prior, {b.name: curvature[b.name] for b in blocks}),
         float(record["log_likelihood"]),
         int(record["n_rows"]),
         int(record["n_outputs"]),

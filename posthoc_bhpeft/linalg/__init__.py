@@ -37,9 +37,11 @@ from posthoc_bhpeft.linalg.sketch import CountSketch
 from posthoc_bhpeft.linalg.solve import Solution, conjugate_gradients
 from posthoc_bhpeft.linalg.stored import check_structure, restored, structure_of
 from posthoc_bhpeft.linalg.sums import OperatorSum, grow_rows
+from posthoc_bhpeft.linalg.threads import NARROW, eigh, side_by_side
 
 __all__ = [
     "HIGH_FLOOR",
+    "NARROW",
     "BlockOperator",
     "CompletedBasis",
     "CountSketch",
@@ -60,6 +62,7 @@ __all__ = [
     "check_structure",
     "conjugate_gradients",
     "dropped_energy",
+    "eigh",
     "from_sketch",
     "full",
     "grow_rows",
@@ -74,6 +77,7 @@ __all__ = [
     "quadratic_form",
     "restored",
     "shared_eigenbasis",
+    "side_by_side",
     "structure_of",
     "symmetric_eigh",
 ]

@@ -16,6 +16,7 @@ from posthoc_bhpeft.errors import NonFiniteError
 from posthoc_bhpeft.linalg.completed import CompletedBasis
 from posthoc_bhpeft.linalg.lowrank import Factor, LowRankFactor
 from posthoc_bhpeft.linalg.precision import wide
+from posthoc_bhpeft.linalg.threads import eigh
 
 Vectors = Tensor | CompletedBasis
 """Orthonormal (or unit) columns of one side, formed or not."""
@@ -146,7 +147,7 @@ def symmetric_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """
     require_finite(matrix)
     double = wide(matrix)
-    values, vectors = torch.linalg.eigh(0.5 * (double + double.T))
+    values, vectors = eigh(0.5 * (double + double.T))
     return values.clamp_min(0), vectors.to(matrix)
 
 

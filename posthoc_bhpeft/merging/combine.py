@@ -16,7 +16,7 @@ from posthoc_bhpeft.linalg import BlockOperator, OperatorSum, Solution, merge_te
 from posthoc_bhpeft.merging.checks import check_alike, check_common_start, check_prior
 from posthoc_bhpeft.merging.double import converted
 from posthoc_bhpeft.merging.product import System
-from posthoc_bhpeft.posterior import Posterior, as_parameters, decompose, read_weights
+from posthoc_bhpeft.posterior import Posterior, as_parameters, decompose_all, read_weights
 from posthoc_bhpeft.prior import GaussianPrior
 
 
@@ -96,7 +96,7 @@ def merge(
         mean,
         prior,
         curvature,
-        {block.name: decompose(prior, block.name, curvature[block.name]) for block in first.blocks},
+        decompose_all(prior, {block.name: curvature[block.name] for block in first.blocks}),
         sum(p.log_likelihood for p in posteriors)
         + sum(system.log_likelihood_change(mean[system.block.name]) for system in systems),
         sum(p.n_rows for p in posteriors),

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from posthoc_bhpeft.evidence import HIGHEST, LOWEST
 from posthoc_bhpeft.likelihood import Bernoulli, Likelihood
+from posthoc_bhpeft.linalg import eigh
 from posthoc_bhpeft.predictive.gradients import LabelGradients, label_log_odds
 from posthoc_bhpeft.predictive.links import PROBIT, binary_entropy
 
@@ -54,7 +55,7 @@ class DualVariances:
         """From gradients or sketches of them `(R, k)` and weights `(R,)`, in float64."""
         rows = gradients.double()
         kernel, roots = rows @ rows.T, weights.double().sqrt()
-        values, vectors = torch.linalg.eigh(roots[:, None] * kernel * roots)
+        values, vectors = eigh(roots[:, None] * kernel * roots)
         loads = (kernel * roots) @ vectors
         return cls(kernel.diagonal().clone(), weights.double(), values.clamp_min(0), loads)
 

@@ -1,13 +1,14 @@
 r"""Bytes of one block's curvature: while data go by, while it is decomposed, at rest, in a file.
 
 A whole side of width `n` is a sum of `n^2` numbers. To decompose it takes up to six copies of it in
-float64; at rest it stands beside its eigenvectors. A side in low rank `k` is a sketch of `2 k`
-columns, and as many in half precision to make it with; at rest `k` columns are left, which serve as
-eigenvectors too.
+float64, and on a processor narrow ones are decomposed several at once; at rest it stands beside its
+eigenvectors. A side in low rank `k` is a sketch of `2 k` columns, and as many in half precision to
+make it with; at rest `k` columns are left, which serve as eigenvectors too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ from posthoc_bhpeft.curvature import (
 from posthoc_bhpeft.curvature.estimator import nested
 from posthoc_bhpeft.curvature.placed import PRECISIONS
 from posthoc_bhpeft.curvature.sides import OVERSAMPLING
+from posthoc_bhpeft.linalg import NARROW
 
 DOUBLE, HALF = 8, 2
 DECOMPOSING = 6 * DOUBLE
@@ -70,6 +72,21 @@ def block_bytes(curvature: Curvature, block: Observed, item: int) -> BlockBytes:
         decomposing = vectors = 0
     resting = factors + vectors + mean + spectrum
     return BlockBytes(block.name, kind, block.shape, summing, decomposing, resting, factors + mean)
+
+
+def decomposing(blocks: Sequence[BlockBytes], device: torch.device) -> int:
+    """Bytes while blocks are decomposed one by one; narrow ones on a processor several at once."""
+    each = sorted((block.decomposing for block in blocks), reverse=True)
+    if device.type != "cpu":
+        return sum(each[:1])
+    at_once = [block.decomposing for block in blocks if is_narrow(block)]
+    together = sorted(at_once, reverse=True)[: torch.get_num_threads()]
+    return max(sum(each[:1]), sum(together))
+
+
+def is_narrow(block: BlockBytes) -> bool:
+    """Whether its matrices are decomposed on one thread each."""
+    return max(block.shape) <= NARROW and block.decomposing <= 2 * DECOMPOSING * NARROW**2
 
 
 Part = tuple[int, int, int, int]

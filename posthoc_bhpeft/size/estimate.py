@@ -15,6 +15,7 @@ from posthoc_bhpeft.curvature.sides import OVERSAMPLING
 from posthoc_bhpeft.size.blocks import (
     BlockBytes,
     block_bytes,
+    decomposing,
     innermost,
     item_size,
     placed_on,
@@ -102,7 +103,7 @@ class Estimate:
         """Of sums and factors alone, by phase, wherever they are."""
         return {
             "summing over the data": sum(block.summing for block in self.blocks),
-            "decomposing": self.resting + max((b.decomposing for b in self.blocks), default=0),
+            "decomposing": self.resting + decomposing(self.blocks, self.factors_on),
         }
 
     @property
