@@ -18,6 +18,9 @@ BY_TASK_TYPE = {
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 """Ends of the names of causal language models."""
 
+TRANSLATORS = ("ForSeq2SeqLM", "ForConditionalGeneration")
+"""Ends of the names of encoder-decoders."""
+
 MULTIPLE_CHOICE = "ForMultipleChoice"
 """End of the names of classes that score one text a choice."""
 

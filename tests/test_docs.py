@@ -28,6 +28,8 @@ from posthoc_bhpeft.demo import satisfaction
 from tests.audit.test_report import full
 from tests.cli.tools import TINY, call, ok
 from tests.contracts import check_block
+from tests.tasks.test_writing import checkpoint_of, make_rows
+from tests.tasks.words import write_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -58,13 +60,28 @@ def test_extending(capsys: pytest.CaptureFixture[str]) -> None:
     assert probabilities.equal(scope["again"].predict(scope["loader"][0]).probabilities)
 
 
-def test_generation(capsys: pytest.CaptureFixture[str]) -> None:
-    scope = run(ROOT / "docs" / "generation.md")
+def test_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a tiny model that writes, and its base, in folders of the names on the page."""
+    checkpoint_of("decoder", tmp_path).rename(tmp_path / "writer")
+    (tmp_path / "writer-base").symlink_to(tmp_path / "a" / "base")
+    for split in ("train", "test"):
+        write_rows(tmp_path / "pairs" / f"{split}.jsonl", make_rows(6))
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "generation.md"
+    scope = run(page)
+    assert len(scope["loader"].dataset) == 6
     assert "Prior precision from the weights that the data can see" in capsys.readouterr().out
     assert len(scope["rows"]) == 8 * 11
     found = scope["generation"]
     assert found.tokens.shape == found.epistemic.shape == found.mask.shape
     assert bool((found.sequence_epistemic > 0).all())
+    commands = [shlex.split(said)[1:] for said in COMMAND.findall(page.read_text("utf-8"))]
+    assert [words[0] for words in commands] == ["fit", "predict"]
+    for words in commands:
+        ok(*words)
+    assert (tmp_path / "texts" / "predictions.jsonl").is_file()
 
 
 def test_the_custom_layer_has_the_right_gradient() -> None:

@@ -125,6 +125,12 @@ def opened(folder: str, asked: Asked) -> Opened:
             "preds/words.jsonl`; beside the trained weights, a second file made with --predictive "
             "map."
         )
+    if found.task.writes:
+        raise ConfigError(
+            f"{folder!r} writes texts, and an audit is about one class a row: which text is right "
+            f"is for you to say. `bhpeft predict {folder} --output preds` tells how uncertain each "
+            "text and each of its tokens is."
+        )
     predictor = load_predictor(
         path,
         base=None if asked.base is None else resolve_model(asked.base),

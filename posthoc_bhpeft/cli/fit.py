@@ -26,6 +26,7 @@ from posthoc_bhpeft.cli.options import (
     PairOption,
     PriorChoice,
     QuietOption,
+    ResponseOption,
     SeparatorOption,
     TextOption,
 )
@@ -98,6 +99,7 @@ def fit(
     label_column: LabelOption = None,
     label_columns: LabelColumnsOption = None,
     label_separator: SeparatorOption = None,
+    response_column: ResponseOption = None,
     drop_unlabelled: DropOption = False,
     model: BaseOption = None,
     device: DeviceOption = None,
@@ -110,7 +112,7 @@ def fit(
 
     Without --data it reads the very rows the checkpoint was trained on, as training.json records
     them. Held-out rows are not needed. What the checkpoint is asked (classes, several labels, a
-    number, choices, the answer of a language model) is found, and said.
+    number, choices, a language model that answers or writes a text) is found, and said.
 
     \b
     Examples:
@@ -118,6 +120,7 @@ def fit(
       bhpeft fit out --prior evidence --per kind --output out-evidence
       bhpeft fit lora-from-elsewhere --data reviews.csv --output fitted
       bhpeft fit lora-of-a-language-model --data arc_easy --output fitted
+      bhpeft fit lora-that-writes --data prompts-and-completions.jsonl --output fitted
       bhpeft fit out --data much.jsonl --output fitted --resume
     """  # noqa: D301 - \b is the character that keeps lines apart
     with running(as_json=as_json, quiet=quiet, debug=debug) as out:
@@ -160,9 +163,11 @@ def fit(
                 label_column=label_column,
                 label_columns=names_in(label_columns),
                 label_separator=label_separator,
+                response_column=response_column,
                 drop_unlabelled=drop_unlabelled,
                 seed=seed or 0,
             )
+        found = found.asked_by(named)
         chosen = training_rows(found, named, max_rows=max_rows, seed=seed)
         task = found.task.describe(chosen.train)
         for note in (*chosen.notes, task):
@@ -183,7 +188,7 @@ def fit(
         bayes = bayesianize(
             found.task.wrap(tuned, chosen.train, tokenizer_of(found, origin)),
             batches,
-            likelihood=likelihood_of(chosen.train),
+            likelihood=likelihood_of(chosen.train, found.task),
             curvature=chosen_curvature(curvature, directions, rank),
             prior=_prior(prior, precision, per, held_out),
             generator=torch.Generator().manual_seed(seed or 0),

@@ -59,6 +59,14 @@ SeparatorOption = Annotated[
         "empty text has none.",
     ),
 ]
+ResponseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--response-column",
+        help="Column with the text that a language model should write after the prompt, which "
+        "--text-column names. [default: found]",
+    ),
+]
 DropOption = Annotated[
     bool, typer.Option("--drop-unlabelled", help="Leave out rows whose label is missing or -1.")
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,7 @@ from posthoc_bhpeft.cli.options import (
     PairOption,
     PredictiveChoice,
     QuietOption,
+    ResponseOption,
     SeparatorOption,
     TextOption,
 )
@@ -28,6 +29,7 @@ from posthoc_bhpeft.cli.output import running
 
 if TYPE_CHECKING:
     from posthoc_bhpeft.api import Predictive
+    from posthoc_bhpeft.cli.rows import Checkpoint
 
 
 def predict(
@@ -67,11 +69,20 @@ def predict(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Rows a batch.")] = 32,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-new-tokens",
+            min=1,
+            help="Tokens that a language model writes a row, at most. [default: 64]",
+        ),
+    ] = None,
     text_column: TextOption = None,
     text_pair_column: PairOption = None,
     label_column: LabelOption = None,
     label_columns: LabelColumnsOption = None,
     label_separator: SeparatorOption = None,
+    response_column: ResponseOption = None,
     drop_unlabelled: DropOption = False,
     ignore_labels: Annotated[
         bool, typer.Option("--ignore-labels", help="Predict all rows as if they had no label.")
@@ -91,6 +102,11 @@ def predict(
     and, where the rule makes sets, the set of labels. Where every word has a label, these are lists
     with an entry for each of `words`, probability is that of the predicted class, and words.jsonl
     has a row a word with all probabilities.
+
+    Of a language model that writes, a row has the text, its tokens with the epistemic uncertainty
+    of each, means of all three over them, its log_probability and the spread of that over draws;
+    where responses are given, label, and nll a token of it by the posterior and by the trained
+    weights.
 
     Of several labels a row, label and prediction have a 0 or 1 for each, the uncertainties are sums
     over labels, and label_epistemic tells how much of the epistemic one is of which label.
@@ -128,22 +144,18 @@ def predict(
             tokenizer_of,
         )
         from posthoc_bhpeft.cli.worded import WordPredictions
+        from posthoc_bhpeft.cli.written import write_texts
         from posthoc_bhpeft.data import RowSettings, in_row_order
         from posthoc_bhpeft.data.forms import Form
-        from posthoc_bhpeft.errors import ConfigError
 
         check_no_stream(checkpoint)
         folder = checkpoint_folder(checkpoint)
         check_output(output, overwrite=overwrite)
         found = open_checkpoint(folder)
         of_words = found.task is Form.WORDS
-        if of_words and review:
-            raise ConfigError(
-                f"--review decides about rows, and a row of {str(folder)!r} is a text with a label "
-                "for every word. Leave it out: predictions.jsonl says how uncertain each word is, "
-                "and `bhpeft audit` of its words.jsonl finds a threshold."
-            )
-        asked = _predictive(predictive, link, samples, seed, of_words=of_words)
+        _check_asked(found, predictive, review, max_new_tokens)
+        of_tokens = of_words or found.task.writes
+        asked = _predictive(predictive, link, samples, seed, of_words=of_tokens)
         named = RowSettings(
             source=data or "",
             text_column=text_column,
@@ -151,6 +163,7 @@ def predict(
             label_column=label_column,
             label_columns=names_in(label_columns),
             label_separator=label_separator,
+            response_column=response_column,
             drop_unlabelled=drop_unlabelled,
         )
         rows = rows_to_predict(found, reading(found, named), split, ignore_labels=ignore_labels)
@@ -170,18 +183,31 @@ def predict(
         chosen = asked or predictor.usual
         if review:
             predictor.check_review(chosen)
-        loader = batches_of(found, rows, predictor.base, batch_size)
-        prediction = predictor.predict(loader, chosen, review=review, progress=out.progress)
-        prediction = in_row_order(loader, prediction)
-        reviews = predictor.describe_review(prediction)
-        if of_words:
-            words = WordPredictions.of(rows, prediction, loader.dataset.places)
-            out.say(words.describe())
-            metrics = words.measure()
-            files = {"predictions": words.text_rows(names), "words": words.word_rows(names)}
+        reviews: dict[str, Any] = {}
+        if found.task.writes:
+            texts = write_texts(
+                found,
+                predictor,
+                rows,
+                predictive=chosen,
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens or 64,
+                progress=out.progress,
+            )
+            metrics, files = texts.measure(), {"predictions": texts.text_rows()}
         else:
-            metrics = measure(prediction, rows)
-            files = {"predictions": prediction_rows(prediction, rows, names)}
+            loader = batches_of(found, rows, predictor.base, batch_size)
+            prediction = predictor.predict(loader, chosen, review=review, progress=out.progress)
+            prediction = in_row_order(loader, prediction)
+            reviews = predictor.describe_review(prediction)
+            if of_words:
+                words = WordPredictions.of(rows, prediction, loader.dataset.places)
+                out.say(words.describe())
+                metrics = words.measure()
+                files = {"predictions": words.text_rows(names), "words": words.word_rows(names)}
+            else:
+                metrics = measure(prediction, rows)
+                files = {"predictions": prediction_rows(prediction, rows, names)}
         with whole_folder(output, overwrite=overwrite) as fresh:
             for name, lines in files.items():
                 write_rows(fresh / f"{name}.jsonl", lines)
@@ -208,6 +234,38 @@ def predict(
         out.finish(command="predict", output=output, **about)
 
 
+def _check_asked(
+    found: Checkpoint, choice: PredictiveChoice, review: bool, max_new_tokens: int | None
+) -> None:
+    """Raise where an option is not for the task of the checkpoint."""
+    from posthoc_bhpeft.data.forms import Form
+    from posthoc_bhpeft.errors import ConfigError
+
+    folder = str(found.folder)
+    if found.task is Form.WORDS and review:
+        raise ConfigError(
+            f"--review decides about rows, and a row of {folder!r} is a text with a label for "
+            "every word. Leave it out: predictions.jsonl says how uncertain each word is, and "
+            "`bhpeft audit` of its words.jsonl finds a threshold."
+        )
+    if found.task.writes and review:
+        raise ConfigError(
+            f"--review sends a row to a human by its one answer, and {folder!r} writes texts. "
+            "Leave it out: predictions.jsonl says how uncertain each text and each of its tokens "
+            "is."
+        )
+    if found.task.writes and choice is PredictiveChoice.map:
+        raise ConfigError(
+            f"{folder!r} writes texts, greedily and with its trained weights; what --predictive "
+            "changes is how uncertain they are, and map knows no uncertainty. Leave it out: "
+            "metrics.json also has the NLL of the trained weights."
+        )
+    if max_new_tokens is not None and not found.task.writes:
+        raise ConfigError(
+            f"--max-new-tokens is for language models that write, and {folder!r} does not."
+        )
+
+
 def _predictive(
     choice: PredictiveChoice,
     link: LinkChoice | None,
@@ -225,7 +283,7 @@ def _predictive(
     if of_words and link is not None:
         raise ConfigError(
             f"--link {link.value} needs the covariance of all outputs, which at every word would "
-            "take too many passes. Words have the link log-odds: leave --link out."
+            "take too many passes. Words and texts have the link log-odds: leave --link out."
         )
     draws = choice is PredictiveChoice.sampled or link is LinkChoice.monte_carlo
     if samples is not None and not draws:

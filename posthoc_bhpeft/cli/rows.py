@@ -15,9 +15,12 @@ from posthoc_bhpeft.data import (
     make_loader,
     open_source,
     read_rows,
+    starting,
 )
 from posthoc_bhpeft.data.forms import Form
+from posthoc_bhpeft.data.responses import tells_responses
 from posthoc_bhpeft.data.rows import TextData
+from posthoc_bhpeft.data.sources import read_split
 from posthoc_bhpeft.errors import ConfigError, DataError
 from posthoc_bhpeft.likelihood import Bernoulli, Categorical, Gaussian, Likelihood, Tokens
 from posthoc_bhpeft.streams.identity import STREAM_FILE
@@ -26,7 +29,7 @@ from posthoc_bhpeft.streams.rounds import Heads
 from posthoc_bhpeft.training import TrainingRecord
 
 TEXTS = ("text_column", "text_pair_column")
-LABELS = ("label_column", "label_columns", "label_separator")
+LABELS = ("label_column", "label_columns", "label_separator", "response_column")
 """Settings that say where the texts and the labels of rows are."""
 
 
@@ -54,8 +57,8 @@ class Checkpoint:
     @property
     def likelihood(self) -> Likelihood:
         """Of the labels, as far as files tell; others do not record that there may be several."""
-        if self.task is Form.WORDS:
-            return Tokens()
+        if self.task is Form.WORDS or self.task.writes:
+            return Tokens(shift=self.task is Form.RESPONSE)
         if self.record is not None and self.record.multi_label:
             return Bernoulli()
         # What squared error assumes.
@@ -75,13 +78,29 @@ class Checkpoint:
                 f"{str(self.folder)!r} was not trained for several labels a row, so leave out "
                 "--label-columns and --label-separator; the column is --label-column."
             )
+        if settings.response_column is not None and not self.task.writes:
+            raise ConfigError(
+                f"{str(self.folder)!r} was not trained to write texts, so leave out "
+                "--response-column; the column with the labels is --label-column."
+            )
         return replace(
             settings,
+            responses=self.task.writes,
             choices=self.task.with_choices,
             words=self.task is Form.WORDS,
             multi_label=lists,
             regression=self.regression,
         )
+
+    def asked_by(self, named: RowSettings | None) -> Checkpoint:
+        """The same; a language model is to write texts where that is what the named rows have."""
+        if self.task is not Form.PROMPT or named is None:
+            return self
+        if named.response_column is None:
+            columns = read_split(open_source(named.source), named.train_split).column_names
+            if not tells_responses(columns, named.label_column):
+                return self
+        return replace(self, task=Form.RESPONSE)
 
     @property
     def max_length(self) -> int:
@@ -114,7 +133,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     known = (folder / TRAINING_FILE).is_file()
     record = TrainingRecord.read(folder) if known else None
     task = task_of(folder)
-    labels = None if task.with_choices else fitted_names(folder) or checkpoint_labels(folder)
+    known_by_rows = task.with_choices or task.writes
+    labels = None if known_by_rows else fitted_names(folder) or checkpoint_labels(folder)
     # One output cannot be a choice of classes, whatever the name it is given.
     alone = record is None and labels is not None and len(labels) == 1
     return Checkpoint(folder, record, None if alone else labels, task)
@@ -199,8 +219,27 @@ def batches_of(
     """
     tokenizer = tokenizer_of(checkpoint, base)
     encoded = checkpoint.task.encode(rows, tokenizer, checkpoint.max_length)
+    if checkpoint.task is Form.TRANSLATION:
+        encoded = starting(encoded, decoder_start(base))
     encoded = replace(encoded, rows=about or rows)
     return make_loader(encoded, tokenizer, batch_size=batch_size, by_length=True)
+
+
+def decoder_start(base: str) -> int:
+    """The token that the decoder of an encoder-decoder begins with.
+
+    Raises:
+        ConfigError: its config does not say.
+    """
+    from transformers import AutoConfig
+
+    token = getattr(AutoConfig.from_pretrained(base), "decoder_start_token_id", None)
+    if not isinstance(token, int):
+        raise ConfigError(
+            f"The config of {base!r} does not say with which token its decoder begins. Write "
+            "decoder_start_token_id into its config.json."
+        )
+    return token
 
 
 def tokenizer_of(checkpoint: Checkpoint, base: str) -> Any:

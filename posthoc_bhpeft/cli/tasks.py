@@ -20,14 +20,11 @@ if TYPE_CHECKING:
 UNNAMED = "LABEL_"
 """Start of the names that transformers gives to labels without one."""
 
-TRANSLATORS = ("ForSeq2SeqLM", "ForConditionalGeneration")
-"""Ends of the names of encoder-decoders."""
-
 REFUSED = "ForQuestionAnswering"
 
 DONE = (
     "The command line does text classification, regression, several labels a row, a label for "
-    "every word, multiple choice, and language models that answer with a letter."
+    "every word, multiple choice, and language models that answer with a letter or write a text."
 )
 
 
@@ -38,22 +35,26 @@ def task_of(folder: Path) -> Form:
         ConfigError: for a model that the command line cannot ask.
     """
     name = name_in_adapter(read_json(folder / ADAPTER_FILE)) or ""
-    if name.endswith(TRANSLATORS):
-        raise ConfigError(
-            f"{str(folder)!r} is an adapter of {name}, an encoder-decoder. {DONE} In Python: "
-            "bayesianize(model, loader, likelihood=Tokens()), with batches of "
-            "DataCollatorForSeq2Seq(tokenizer, model=model); see docs/generation.md."
-        )
     if name.endswith(REFUSED):
         raise ConfigError(
             f"{str(folder)!r} is an adapter of {name}. {DONE} In Python a task of your own may say "
             "what its outputs are: docs/tasks.md."
         )
-    return Form.of(name)
+    form = Form.of(name)
+    return Form.RESPONSE if form is Form.PROMPT and fitted_to_write(folder) else form
 
 
-def likelihood_of(rows: TextData) -> Likelihood:
+def fitted_to_write(folder: Path) -> bool:
+    """Whether the posterior of a language model is over whole texts, rather than answers."""
+    path = folder / POSTERIOR_FILE
+    likelihood = read_json(path).get("likelihood") if path.is_file() else None
+    return isinstance(likelihood, dict) and likelihood.get("type") == Tokens.__name__
+
+
+def likelihood_of(rows: TextData, task: Form) -> Likelihood:
     """Of the labels of these rows."""
+    if task.writes:
+        return Tokens(shift=task is Form.RESPONSE)
     if rows.words is not None:
         return Tokens()
     if rows.multi_label:

@@ -18,6 +18,7 @@ from posthoc_bhpeft.data.prompts import answer_prompt, encode_choices, encode_pr
 from posthoc_bhpeft.data.read import load_rows
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.data.sources import Source, open_source
+from posthoc_bhpeft.data.writing import encode_responses, encode_translations, starting
 
 __all__ = [
     "ChosenRows",
@@ -31,10 +32,13 @@ __all__ = [
     "encode",
     "encode_choices",
     "encode_prompts",
+    "encode_responses",
+    "encode_translations",
     "encode_words",
     "in_row_order",
     "load_rows",
     "make_loader",
     "open_source",
     "read_rows",
+    "starting",
 ]

@@ -32,6 +32,8 @@ class RowSettings:
         choices: rows are questions with choices; None tells from their columns.
         multi_label: labels are lists; None tells from the values.
         words: rows are words with a label for each; None tells from their columns.
+        response_column: the column with the text to be written, or None to find it.
+        responses: labels are texts that a language model should write.
         max_rows: draw at most so many training rows by seed.
         max_validation_rows: draw at most so many validation rows by seed.
         seed: for every draw.
@@ -51,6 +53,8 @@ class RowSettings:
     choices: bool | None = False
     multi_label: bool | None = False
     words: bool | None = False
+    response_column: str | None = None
+    responses: bool = False
     max_rows: int | None = None
     max_validation_rows: int = 500
     seed: int = 0
@@ -137,6 +141,8 @@ def read_rows(
         choices=settings.choices,
         multi_label=settings.multi_label,
         words=settings.words,
+        response_column=settings.response_column,
+        responses=settings.responses,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +97,7 @@ def find_columns(
         if name is not None and name not in kinds:
             raise DataError(f"There is no column {name!r}. The columns are: {listed(kinds)}.")
     if label is None:
-        label = _first(LABEL_COLUMNS, kinds)
+        label = first_of(LABEL_COLUMNS, kinds)
     if text is not None:
         return Columns(text, pair, label)
     if not choices:
@@ -105,7 +105,7 @@ def find_columns(
     for first, second in PAIR_COLUMNS:
         if _is_text(kinds, first) and _is_text(kinds, second) and pair in (None, second):
             return Columns(_actual(kinds, first), _actual(kinds, second), label)
-    found = _first([name for name in TEXT_COLUMNS if _is_text(kinds, name)], kinds)
+    found = first_of([name for name in TEXT_COLUMNS if _is_text(kinds, name)], kinds)
     texts = [name for name, kind in kinds.items() if kind is str and name not in (label, pair)]
     if found is None and len(texts) == 1:
         found = texts[0]
@@ -277,18 +277,19 @@ def _refuse_multiple_choice(kinds: Mapping[str, type]) -> None:
 
 
 def _is_text(kinds: Mapping[str, type], name: str) -> bool:
-    actual = _first([name], kinds)
+    actual = first_of([name], kinds)
     return actual is not None and kinds[actual] is str
 
 
 def _actual(kinds: Mapping[str, type], name: str) -> str:
-    found = _first([name], kinds)
+    found = first_of([name], kinds)
     assert found is not None
     return found
 
 
-def _first(wanted: Sequence[str], kinds: Mapping[str, type]) -> str | None:
-    by_lower = {name.lower(): name for name in reversed(list(kinds))}
+def first_of(wanted: Iterable[str], columns: Iterable[str]) -> str | None:
+    """The first of the wanted names that is among the columns, in whatever case."""
+    by_lower = {name.lower(): name for name in reversed(list(columns))}
     return next((by_lower[name] for name in wanted if name in by_lower), None)
 
 

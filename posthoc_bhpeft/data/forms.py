@@ -1,4 +1,4 @@
-"""How rows are put to a model: as texts, as prompts, as one text a choice, or as words."""
+"""How rows are put to a model: as texts, prompts, choices, words, or something to write on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from posthoc_bhpeft.architectures import LANGUAGE_MODELS, MULTIPLE_CHOICE, TOKEN_CLASSIFIERS
+from posthoc_bhpeft.architectures import (
+    LANGUAGE_MODELS,
+    MULTIPLE_CHOICE,
+    TOKEN_CLASSIFIERS,
+    TRANSLATORS,
+)
 from posthoc_bhpeft.data.answers import letters
 from posthoc_bhpeft.data.loader import MAX_LENGTH, EncodedRows, encode
 from posthoc_bhpeft.data.pieces import encode_words
@@ -18,6 +23,7 @@ from posthoc_bhpeft.data.prompts import (
     encode_prompts,
 )
 from posthoc_bhpeft.data.rows import TextData
+from posthoc_bhpeft.data.writing import encode_responses, encode_translations
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.tasks import AnswerTokens, MultipleChoice, TaskModel
 
@@ -29,12 +35,16 @@ class Form(Enum):
     `PROMPT`: a question with lettered choices that ends before the answer, for a language model.
     `CHOICES`: one text a choice, for a multiple-choice model.
     `WORDS`: words with a label for each, for a token classifier.
+    `RESPONSE`: a prompt with the text to be written after it, for a language model.
+    `TRANSLATION`: a text and the one to be made of it, for an encoder-decoder.
     """
 
     TEXT = "text"
     PROMPT = "prompt"
     CHOICES = "choices"
     WORDS = "words"
+    RESPONSE = "response"
+    TRANSLATION = "translation"
 
     @classmethod
     def of(cls, architecture: str | None) -> Form:
@@ -43,6 +53,7 @@ class Form(Enum):
             cls.PROMPT: LANGUAGE_MODELS,
             cls.CHOICES: MULTIPLE_CHOICE,
             cls.WORDS: TOKEN_CLASSIFIERS,
+            cls.TRANSLATION: TRANSLATORS,
         }
         name = architecture or ""
         return next((form for form, end in ends.items() if name.endswith(end)), cls.TEXT)
@@ -53,9 +64,14 @@ class Form(Enum):
         return self in (Form.PROMPT, Form.CHOICES)
 
     @property
+    def writes(self) -> bool:
+        """Whether the model writes a text."""
+        return self in (Form.RESPONSE, Form.TRANSLATION)
+
+    @property
     def usual_length(self) -> int:
         """Tokens at most where nobody says; prompts hold all choices, so they are long."""
-        return PROMPT_LENGTH if self is Form.PROMPT else MAX_LENGTH
+        return PROMPT_LENGTH if self is Form.PROMPT or self.writes else MAX_LENGTH
 
     def encode(self, rows: TextData, tokenizer: Any, max_length: int) -> EncodedRows:
         """Tokenised rows, cut at so many tokens."""
@@ -64,6 +80,8 @@ class Form(Enum):
             Form.PROMPT: encode_prompts,
             Form.CHOICES: encode_choices,
             Form.WORDS: encode_words,
+            Form.RESPONSE: encode_responses,
+            Form.TRANSLATION: encode_translations,
         }
         return ways[self](rows, tokenizer, max_length=max_length)
 
@@ -85,6 +103,12 @@ class Form(Enum):
                 "told without rows. Use Python: estimate(model, loader), with make_loader("
                 "encode_choices(rows, tokenizer), tokenizer)."
             )
+        if self is Form.TRANSLATION:
+            raise ConfigError(
+                "An encoder-decoder reads one text and writes another, and how long those are "
+                "cannot be told without rows. Use Python: estimate(model, loader), with batches of "
+                "DataCollatorForSeq2Seq(tokenizer, model=model)."
+            )
         # Which tokens they are changes no shape.
         tokens = tuple(range(n_choices))
         return TaskModel(model, AnswerTokens(tokens)) if self is Form.PROMPT else model
@@ -95,6 +119,10 @@ class Form(Enum):
             return "task: a language model that answers with the letter of a choice"
         if self is Form.CHOICES:
             return "task: multiple choice, one text for each choice"
+        if self is Form.RESPONSE:
+            return "task: a language model that writes a text after a prompt"
+        if self is Form.TRANSLATION:
+            return "task: an encoder-decoder that makes one text of another"
         if self is Form.WORDS:
             return "task: token classification, one of several classes for each word"
         if rows.multi_label:

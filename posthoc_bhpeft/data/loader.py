@@ -33,11 +33,15 @@ class EncodedRows(Dataset[dict[str, Any]]):
         rows: the texts they were made of.
         places: of rows of words, the position at which each word begins; None for a word that was
             cut off.
+        token_labels: whether labels stand at tokens.
+        decoder_start: the token that the decoder of an encoder-decoder begins with.
     """
 
     features: tuple[dict[str, Any], ...]
     rows: TextData | None = None
     places: tuple[tuple[int | None, ...], ...] | None = None
+    token_labels: bool = False
+    decoder_start: int | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -103,6 +107,11 @@ def encode(
         raise DataError("There are no rows to tokenise.")
     if data.words is not None:
         raise DataError("These rows are lists of words: encode_words(rows, tokenizer) reads them.")
+    if data.written:
+        raise DataError(
+            "These rows have texts to write: encode_responses(rows, tokenizer) reads them for a "
+            "causal language model, encode_translations(rows, tokenizer) for an encoder-decoder."
+        )
     check_length(max_length)
     pairs = None if data.text_pairs is None else list(data.text_pairs)
     encoded = tokenizer(list(data.texts), pairs, truncation=True, max_length=max_length)
@@ -165,8 +174,10 @@ def collator(tokenizer: PreTrainedTokenizerBase, *parts: EncodedRows) -> Any:
     """What makes batches of these rows; with choices, as many in every batch as any row has."""
     from transformers import DataCollatorWithPadding
 
-    if parts[0].places is not None:
-        return partial(pad_words, tokenizer=tokenizer)
+    if parts[0].token_labels:
+        return partial(pad_labelled, tokenizer=tokenizer)
+    if parts[0].decoder_start is not None:
+        return partial(pad_pairs, tokenizer=tokenizer, start=parts[0].decoder_start)
     if not isinstance(parts[0][0]["input_ids"][0], list):
         return DataCollatorWithPadding(tokenizer)
     n_choices = max(len(row["input_ids"]) for rows in parts for row in rows.features)
@@ -196,7 +207,7 @@ def pad_choices(
     return batch
 
 
-def pad_words(
+def pad_labelled(
     rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Tensor]:
     """A batch `(N, T)`, padded at its end whatever the tokenizer does, so that places hold."""
@@ -204,7 +215,23 @@ def pad_words(
     padded = tokenizer.pad(bare, padding=True, padding_side="right", return_tensors="pt")
     batch: dict[str, Tensor] = dict(padded)
     if "labels" in rows[0]:
-        width = batch["input_ids"].shape[1]
-        labels = [row["labels"] + [IGNORED] * (width - len(row["labels"])) for row in rows]
-        batch["labels"] = torch.tensor(labels)
+        batch["labels"] = equally_long(rows, batch["input_ids"].shape[1])
     return batch
+
+
+def pad_pairs(
+    rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, start: int
+) -> dict[str, Tensor]:
+    """A batch of texts `(N, S)`, what the decoder reads and what it should write `(N, T)`."""
+    batch = pad_labelled([{n: row[n] for n in row if n != "labels"} for row in rows], tokenizer)
+    if "labels" in rows[0]:
+        labels = equally_long(rows, max(len(row["labels"]) for row in rows))
+        before = labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, tokenizer.pad_token_id)
+        batch["decoder_input_ids"] = torch.nn.functional.pad(before, (1, 0), value=start)
+        batch["labels"] = labels
+    return batch
+
+
+def equally_long(rows: Sequence[dict[str, Any]], width: int) -> Tensor:
+    """Labels `(N, T)` of tokens, -100 after the last of a row."""
+    return torch.tensor([row["labels"] + [IGNORED] * (width - len(row["labels"])) for row in rows])

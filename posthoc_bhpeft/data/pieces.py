@@ -51,7 +51,7 @@ def encode_words(
     if data.labels is not None:
         for row, own, labels in zip(rows, places, data.labels, strict=True):
             row["labels"] = at_first_pieces(labels, own, len(row["input_ids"]))
-    return EncodedRows(tuple(rows), data, tuple(places))
+    return EncodedRows(tuple(rows), data, tuple(places), token_labels=True)
 
 
 def gap_of(tokenizer: PreTrainedTokenizerBase) -> str:

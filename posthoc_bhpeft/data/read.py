@@ -24,6 +24,7 @@ from posthoc_bhpeft.data.columns import (
     read_labels,
     values_of,
 )
+from posthoc_bhpeft.data.responses import read_responses
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.data.several import Several, read_several
 from posthoc_bhpeft.data.sources import Source, open_source, read_split
@@ -48,6 +49,8 @@ def load_rows(
     choices: bool | None = False,
     multi_label: bool | None = False,
     words: bool | None = False,
+    response_column: str | None = None,
+    responses: bool = False,
 ) -> TextData:
     """Read one split of a file, a folder or a hub data set.
 
@@ -74,6 +77,9 @@ def load_rows(
             a 0 or 1 for each; None tells from the values.
         words: read lists of words (column `tokens` or `words`) with a list of as many labels
             (`ner_tags`, `tags`, `labels`); None reads them where there are both.
+        response_column: with `responses`, the column with what should be written; the usual names
+            are found.
+        responses: labels are texts that a language model should write after the text, its prompt.
 
     Raises:
         DataError: no such source, split or column, or labels that make no sense.
@@ -83,6 +89,16 @@ def load_rows(
     if len(rows) == 0:
         raise DataError(f"The split {split!r} of {place.name} has no rows.")
     where = f"{place.name} ({split})"
+    if responses:
+        written = read_responses(
+            rows,
+            prompt=text_column,
+            response=response_column,
+            ignore_labels=ignore_labels,
+            drop=drop_unlabelled,
+            where=where,
+        )
+        return replace(written, source=place.name, split=split)
     several = Several()
     if not ignore_labels:
         several = Several(tuple(label_columns), label_separator, multi_label)

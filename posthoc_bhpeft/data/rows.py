@@ -24,7 +24,7 @@ class TextData:
         text_pairs: N second texts (a passage beside its question), or None.
         labels: N class indices (int), N targets (float, if `regression`), N tuples with a 0 or 1
             for every class (if `multi_label`) or with a class index for every word (if there are
-            `words`; -100 where a word has no label), or None.
+            `words`; -100 where a word has no label), N texts to write (if `written`), or None.
         label_names: the name of every class, index = label; None for regression or no labels.
         regression: whether the labels are real numbers.
         choices: the choices of every row, of which the label names one; or None.
@@ -68,6 +68,11 @@ class TextData:
         """Whether a row has a 0 or 1 for every class, rather than one class."""
         several = any(isinstance(label, tuple) for label in (self.labels or ())[:1])
         return several and self.words is None
+
+    @property
+    def written(self) -> bool:
+        """Whether labels are texts that a model should write."""
+        return any(isinstance(label, str) for label in (self.labels or ())[:1])
 
     @property
     def num_outputs(self) -> int:
@@ -120,7 +125,8 @@ class TextData:
         return self.take(rest), self.take(sorted(part))
 
     def _rows_by_class(self) -> list[list[int]]:
-        if self.labels is None or self.regression or self.multi_label or self.words is not None:
+        classes = not (self.regression or self.multi_label or self.written)
+        if self.labels is None or self.words is not None or not classes:
             return [list(range(len(self)))]
         groups: dict[Any, list[int]] = {}
         for row, label in enumerate(self.labels):

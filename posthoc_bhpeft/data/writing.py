@@ -1,0 +1,112 @@
+"""Prompts and responses tokenised: one text for a decoder, two for an encoder-decoder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from posthoc_bhpeft.batches import IGNORED
+from posthoc_bhpeft.data.loader import EncodedRows, check_length
+from posthoc_bhpeft.data.prompts import PROMPT_LENGTH, prompt_row
+from posthoc_bhpeft.data.rows import TextData
+from posthoc_bhpeft.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def encode_responses(
+    data: TextData, tokenizer: PreTrainedTokenizerBase, *, max_length: int = PROMPT_LENGTH
+) -> EncodedRows:
+    """Each prompt and its response in one text, for `Tokens(shift=True)`; only responses count.
+
+    They are joined as they stand, so a space or a line between them belongs to one of them. The
+    mark of a beginning comes before them, that of an end after them. Where a text is too long, its
+    prompt loses its beginning, down to half of the length, and its response the end.
+
+    Args:
+        data: From `load_rows(..., responses=True)`; without responses, prompts alone.
+        tokenizer: Of the model.
+        max_length: Tokens a row has at most.
+
+    Raises:
+        DataError: If the labels are no texts, or `max_length` leaves no room for them.
+    """
+    check_length(max_length)
+    whole = max(max_length, 2**30)
+    rows = []
+    for prompt, response in zip(data.texts, responses_of(data), strict=True):
+        own = prompt_row(prompt, tokenizer, whole)["input_ids"]
+        if response is None:
+            rows.append(prompt_row(prompt, tokenizer, max_length))
+            continue
+        both = prompt_row(prompt + response, tokenizer, whole)["input_ids"]
+        shared = next((i for i, (a, b) in enumerate(zip(own, both)) if a != b), len(own))  # noqa: B905 - one is longer
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        rows.append(joined(both[:shared], both[shared:] + end, tokenizer.bos_token_id, max_length))
+    return EncodedRows(tuple(rows), data, token_labels=data.written)
+
+
+def joined(prompt: list[int], response: list[int], start: Any, max_length: int) -> dict[str, Any]:
+    """One row of so many tokens at most, the response labelled."""
+    room = max(max_length - len(response), max_length // 2)
+    if len(prompt) > room:
+        mark = prompt[:1] if prompt[:1] == [start] else []
+        prompt = mark + prompt[len(prompt) - room + len(mark) :]
+    response = response[: max_length - len(prompt)]
+    ids = prompt + response
+    return {
+        "input_ids": ids,
+        "attention_mask": [1] * len(ids),
+        "labels": [IGNORED] * len(prompt) + response,
+    }
+
+
+def encode_translations(
+    data: TextData, tokenizer: PreTrainedTokenizerBase, *, max_length: int = PROMPT_LENGTH
+) -> EncodedRows:
+    """Each text, and the one to be made of it, for `Tokens()`; `starting` says what comes first.
+
+    Args:
+        data: From `load_rows(..., responses=True)`; without responses, texts alone.
+        tokenizer: Of the model.
+        max_length: Tokens that each of both is cut at.
+
+    Raises:
+        DataError: If the labels are no texts, or `max_length` leaves no room for them.
+    """
+    check_length(max_length)
+    encoded = tokenizer(list(data.texts), truncation=True, max_length=max_length)
+    rows: list[dict[str, Any]] = [
+        {key: encoded[key][n] for key in ("input_ids", "attention_mask")} for n in range(len(data))
+    ]
+    known = [one for one in responses_of(data) if one is not None]
+    if known:
+        cut = {"truncation": True, "max_length": max_length}
+        targets = tokenizer(text_target=known, **cut)["input_ids"]
+        for row, target in zip(rows, targets, strict=True):
+            row["labels"] = target
+    return EncodedRows(tuple(rows), data)
+
+
+def starting(rows: EncodedRows, start: int) -> EncodedRows:
+    """Rows for an encoder-decoder whose decoder begins with this token."""
+    return replace(rows, decoder_start=start)
+
+
+def responses_of(data: TextData) -> list[str | None]:
+    """What should be written after every prompt, `None` where that is not known.
+
+    Raises:
+        DataError: If there are no rows, or labels are no texts.
+    """
+    if len(data) == 0:
+        raise DataError("There are no rows to tokenise.")
+    if data.labels is None:
+        return [None] * len(data)
+    if not data.written:
+        raise DataError(
+            f"{data.source or 'These rows'} have labels that are no texts to write. Read them with "
+            "load_rows(source, split, responses=True)."
+        )
+    return list(data.labels)
