@@ -141,12 +141,16 @@ def measure_times(rounds: int) -> list[tuple[str, str, list[float], float | None
     contrasts, signs = KroneckerGGN(Contrasts()), KroneckerGGN(RandomSigns())
     bayes = bayesianized(three, b3)
     one_pass = Linearized(max_passes=1)
+    compiled = torch.compile(three)
 
     def trained(model: PeftModel, batch: Batch) -> tuple[Case, int]:
         return lambda: training(model, batch, 4), 4
 
     def fitted(model: PeftModel, batch: Batch, curvature: KroneckerGGN) -> tuple[Case, int]:
         return lambda: fit(model, batch, curvature, FIT_BATCHES), FIT_BATCHES
+
+    def repeated(case: Case) -> tuple[Case, int]:
+        return lambda: [case() for _ in range(4)], 4
 
     seconds = timed(
         {
@@ -155,9 +159,11 @@ def measure_times(rounds: int) -> list[tuple[str, str, list[float], float | None
             "training, 3 classes": trained(three, b3),
             "signs": fitted(three, b3, signs),
             "exact, 3 classes": fitted(three, b3, contrasts),
-            "forward": (lambda: forward(three, b3), 1),
-            "predict": (lambda: bayes.predict(b3, Linearized()), 1),
-            "predict, one direction": (lambda: bayes.predict(b3, one_pass), 1),
+            "forward": repeated(lambda: forward(three, b3)),
+            "forward, compiled": repeated(lambda: forward(compiled, b3)),
+            "training, compiled": trained(compiled, b3),
+            "predict": repeated(lambda: bayes.predict(b3, Linearized())),
+            "predict, one direction": repeated(lambda: bayes.predict(b3, one_pass)),
             "training, LoRA": trained(plain, b3),
             "laplace-torch": (lambda: laplace_fit(plain, b3), 1),
             "exact, LoRA": fitted(plain, b3, contrasts),
@@ -176,6 +182,8 @@ def measure_times(rounds: int) -> list[tuple[str, str, list[float], float | None
         row("laplace-torch's fit on LoRA alone, 3 classes", "laplace-torch", "training, LoRA"),
         row("predict, linearised, 3 classes", "predict", "forward", 3.5),
         row("predict, linearised, one direction a row", "predict, one direction", "forward"),
+        row("plain forward, torch.compile", "forward, compiled", "forward"),
+        row("training, torch.compile", "training, compiled", "training, 3 classes"),
     ]
 
 
@@ -252,7 +260,7 @@ def where(device: str = "CPU") -> str:
 def main() -> None:
     """Parse the command line, run, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--memory-case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -219,11 +219,12 @@ def beside_laplace(n_classes: int) -> tuple[PeftModel, Batch, BayesianPeft, Any]
 def laplace_cases(n_classes: int) -> dict[str, tuple[Case, int]]:
     """Fits of both, and predictions where laplace-torch's own fit into memory."""
     model, batch, bayes, la = beside_laplace(n_classes)
-    kron = KroneckerGGN()
+    kron, one_sign = KroneckerGGN(), KroneckerGGN(RandomSigns())
     cases: dict[str, tuple[Case, int]] = {
         "training": (lambda: training(model, batch, 2), 2),
         "forward": (lambda: forward(model, batch), 1),
         "our fit": (lambda: fit(model, batch, kron, 8), 8),
+        "our fit, one sign": (lambda: fit(model, batch, one_sign, 8), 8),
         "laplace-torch's fit": (lambda: laplace_fit(model, batch), 1),
         "our predict": (lambda: bayes.predict(batch, Linearized()), 1),
         "our ten samples": (lambda: bayes.predict(batch, Sampled(SAMPLES - 1)), 1),
@@ -239,8 +240,10 @@ def laplace_cases(n_classes: int) -> dict[str, tuple[Case, int]]:
 
 LAPLACE_COLUMNS = (
     ("our fit", "training"),
+    ("our fit, one sign", "training"),
     ("laplace-torch's fit", "training"),
     ("laplace-torch's fit", "our fit"),
+    ("laplace-torch's fit", "our fit, one sign"),
     ("our predict", "forward"),
     ("laplace-torch's linearised", "forward"),
     ("laplace-torch's linearised", "our predict"),
@@ -349,7 +352,7 @@ how little is left of that.""",
     if arguments.device == "cpu" and arguments.axes is None:
         parts.append("## Beside laplace-torch")
         parts.append("LoRA alone, which is what its Kronecker backend takes; curvlinops inside.")
-        parts += [laplace_table(1), "## Memory"]
+        parts += [laplace_table(arguments.rounds), "## Memory"]
         parts += ["Above the loaded model, in brackets over training's.", memory_table()]
     return "\n\n".join(parts) + "\n"
 
