@@ -34,6 +34,7 @@ from posthoc_bhpeft.curvature import Exact, Subsample, fit_curvature
 from posthoc_bhpeft.errors import ConfigError, DataError, MemoryLimitError
 from posthoc_bhpeft.saving import posterior_tensors
 from posthoc_bhpeft.size import bytes_text
+from posthoc_bhpeft.size.blocks import DECOMPOSING, BlockBytes, decomposing
 from tests.hybrid.families import tiny_loader
 from tests.models import Pooled, hybrid, linear, lora, mlp, pairs, posterior_of
 from tests.tasks import tiny
@@ -400,3 +401,24 @@ def test_fits_asks_a_device_for_what_is_free(monkeypatch):
         assert found.fits("cpu") is fits
     total = found.peak + found.work.model_bytes
     assert (found.fits(total), found.fits(total - 1)) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "sizes"),
+    [
+        ("cpu", 1, [(2000, 2000)]),
+        ("cpu", 8, [(900, 900)] * 8),
+        ("cpu", 2, [(2000, 2000)]),
+        ("cuda", 8, [(2000, 2000)]),
+    ],
+)
+def test_narrow_blocks_are_decomposed_at_once_on_a_processor(
+    device: str, threads: int, sizes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def block(p: int, q: int) -> BlockBytes:
+        return BlockBytes("", None, (p, q), 0, DECOMPOSING * (p**2 + q**2), 0, 0)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    blocks = [block(8, 8), block(2000, 2000), *(block(900, 900) for _ in range(9))]
+    expected = sum(block(*one).decomposing for one in sizes)
+    assert decomposing(blocks, torch.device(device)) == expected

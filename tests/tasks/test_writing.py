@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from peft import LoraConfig
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq
 
-from posthoc_bhpeft import BayesianPeft, Tangent, Tokens, generate_with_uncertainty
+from posthoc_bhpeft import BayesianPeft, Prediction, Tangent, Tokens, generate_with_uncertainty
+from posthoc_bhpeft.cli.written import likelihoods
 from posthoc_bhpeft.data import (
     TextData,
     encode,
@@ -182,9 +184,9 @@ def test_batches_of_an_encoder_decoder_are_those_of_transformers(
     base = make_base(tmp_path / "base", "AutoModelForSeq2SeqLM", family, **SPECIAL)
     model = AutoModelForSeq2SeqLM.from_pretrained(base)
     encoded = encode_translations(rows, words)
-    batch = next(iter(make_loader(starting(encoded, PAD), words, batch_size=5)))
+    batch = next(iter(make_loader(starting(encoded, PAD), words, batch_size=10)))
     expected = DataCollatorForSeq2Seq(words, model=model)(
-        [dict(encoded[n]) for n in range(5)], return_tensors="pt"
+        [dict(encoded[n]) for n in range(10)], return_tensors="pt"
     )
     assert batch.keys() == expected.keys()
     for name, tensor in batch.items():
@@ -193,7 +195,7 @@ def test_batches_of_an_encoder_decoder_are_those_of_transformers(
 
 CHECKPOINTS = {
     "decoder": ("AutoModelForCausalLM", "llama", "CAUSAL_LM", ("q_proj", "v_proj")),
-    "encoder-decoder": ("AutoModelForSeq2SeqLM", "t5", "SEQ_2_SEQ_LM", ("q", "v")),
+    "encoder-decoder": ("AutoModelForSeq2SeqLM", "bart", "SEQ_2_SEQ_LM", ("q_proj", "v_proj")),
 }
 TASKS = {
     "decoder": "task: a language model that writes a text after a prompt",
@@ -245,6 +247,11 @@ def test_fitted_and_written_from_a_shell(kind: str, data: Path, tmp_path: Path) 
         # Padding changes the last digits, of which little is left in a difference of entropies.
         torch.testing.assert_close(written, expected, atol=1e-5, rtol=1e-2)
         assert found[n]["epistemic"] == pytest.approx(float(written.mean()), abs=1e-6)
+        said_by_posterior = bayes.predict(batch).at_positions()
+        assert said_by_posterior.probabilities is not None
+        assert said_by_posterior.labels is not None
+        chosen = said_by_posterior.probabilities.gather(1, said_by_posterior.labels[:, None])
+        assert found[n]["nll"] == pytest.approx(-float(chosen.log().mean()), rel=1e-4)
         labels = batch.pop("labels")
         logits = bayes.model(**batch).logits
         if kind == "decoder":
@@ -262,6 +269,20 @@ def test_fitted_and_written_from_a_shell(kind: str, data: Path, tmp_path: Path) 
     assert metrics["nll"] == pytest.approx(mean, rel=1e-5)
     assert 0 <= metrics["exact"] <= 1
     assert isinstance(bayes.predictive, Tangent)
+
+
+def test_a_response_is_judged_by_the_posterior_and_by_the_weights() -> None:
+    logits = torch.tensor([[[0.0, 2.0], [1.0, 0.0], [5.0, 0.0]]])
+    probabilities = torch.tensor([[[0.25, 0.75], [0.6, 0.4], [0.9, 0.1]]])
+    nothing = torch.zeros(1, 3)
+    labels = torch.tensor([[1, 1, -100]])
+    (found,) = likelihoods(
+        Prediction(logits, probabilities, None, nothing, nothing, nothing, labels=labels)
+    )
+    trained = -(logits.log_softmax(-1)[0, 0, 1] + logits.log_softmax(-1)[0, 1, 1]) / 2
+    assert found["response_tokens"] == 2
+    assert found["nll"] == pytest.approx(-(math.log(0.75) + math.log(0.4)) / 2, abs=1e-6)
+    assert found["nll_trained_weights"] == pytest.approx(float(trained), abs=1e-6)
 
 
 def test_prompts_without_responses_are_answered(data: Path, tmp_path: Path) -> None:
