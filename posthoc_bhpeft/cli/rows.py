@@ -15,7 +15,6 @@ from posthoc_bhpeft.data import (
     make_loader,
     open_source,
     read_rows,
-    starting,
 )
 from posthoc_bhpeft.data.forms import Form
 from posthoc_bhpeft.data.responses import tells_responses
@@ -220,7 +219,7 @@ def batches_of(
     tokenizer = tokenizer_of(checkpoint, base)
     encoded = checkpoint.task.encode(rows, tokenizer, checkpoint.max_length)
     if checkpoint.task is Form.TRANSLATION:
-        encoded = starting(encoded, decoder_start(base))
+        encoded = replace(encoded, decoder_start=decoder_start(base))
     encoded = replace(encoded, rows=about or rows)
     return make_loader(encoded, tokenizer, batch_size=batch_size, by_length=True)
 

@@ -18,7 +18,7 @@ from posthoc_bhpeft.data.prompts import answer_prompt, encode_choices, encode_pr
 from posthoc_bhpeft.data.read import load_rows
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.data.sources import Source, open_source
-from posthoc_bhpeft.data.writing import encode_responses, encode_translations, starting
+from posthoc_bhpeft.data.writing import encode_responses, encode_translations
 
 __all__ = [
     "ChosenRows",
@@ -40,5 +40,4 @@ __all__ = [
     "make_loader",
     "open_source",
     "read_rows",
-    "starting",
 ]

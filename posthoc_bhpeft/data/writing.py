@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from posthoc_bhpeft.batches import IGNORED
@@ -63,14 +62,20 @@ def joined(prompt: list[int], response: list[int], start: Any, max_length: int) 
 
 
 def encode_translations(
-    data: TextData, tokenizer: PreTrainedTokenizerBase, *, max_length: int = PROMPT_LENGTH
+    data: TextData,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int = PROMPT_LENGTH,
+    decoder_start: int | None = None,
 ) -> EncodedRows:
-    """Each text, and the one to be made of it, for `Tokens()`; `starting` says what comes first.
+    """Each text, and the one to be made of it, for an encoder-decoder and `Tokens()`.
 
     Args:
         data: From `load_rows(..., responses=True)`; without responses, texts alone.
         tokenizer: Of the model.
         max_length: Tokens that each of both is cut at.
+        decoder_start: The token that the decoder begins with, `config.decoder_start_token_id`;
+            batches need it.
 
     Raises:
         DataError: If the labels are no texts, or `max_length` leaves no room for them.
@@ -86,12 +91,7 @@ def encode_translations(
         targets = tokenizer(text_target=known, **cut)["input_ids"]
         for row, target in zip(rows, targets, strict=True):
             row["labels"] = target
-    return EncodedRows(tuple(rows), data)
-
-
-def starting(rows: EncodedRows, start: int) -> EncodedRows:
-    """Rows for an encoder-decoder whose decoder begins with this token."""
-    return replace(rows, decoder_start=start)
+    return EncodedRows(tuple(rows), data, decoder_start=decoder_start)
 
 
 def responses_of(data: TextData) -> list[str | None]:

@@ -23,7 +23,6 @@ from posthoc_bhpeft.data import (
     encode_translations,
     load_rows,
     make_loader,
-    starting,
 )
 from posthoc_bhpeft.data.responses import tells_responses
 from posthoc_bhpeft.errors import DataError
@@ -183,8 +182,8 @@ def test_batches_of_an_encoder_decoder_are_those_of_transformers(
     words = tokenizer()
     base = make_base(tmp_path / "base", "AutoModelForSeq2SeqLM", family, **SPECIAL)
     model = AutoModelForSeq2SeqLM.from_pretrained(base)
-    encoded = encode_translations(rows, words)
-    batch = next(iter(make_loader(starting(encoded, PAD), words, batch_size=10)))
+    encoded = encode_translations(rows, words, decoder_start=PAD)
+    batch = next(iter(make_loader(encoded, words, batch_size=10)))
     expected = DataCollatorForSeq2Seq(words, model=model)(
         [dict(encoded[n]) for n in range(10)], return_tensors="pt"
     )
@@ -215,7 +214,8 @@ def batches(kind: str, rows: TextData) -> list[dict[str, Tensor]]:
     words = tokenizer()
     if kind == "decoder":
         return list(make_loader(encode_responses(rows, words), words, batch_size=1))
-    return list(make_loader(starting(encode_translations(rows, words), PAD), words, batch_size=1))
+    encoded = encode_translations(rows, words, decoder_start=PAD)
+    return list(make_loader(encoded, words, batch_size=1))
 
 
 @pytest.mark.parametrize("kind", CHECKPOINTS)
