@@ -117,6 +117,7 @@ def predict(
       bhpeft predict out --data new.csv --ignore-labels --output preds
       bhpeft predict out --predictive map --output preds-map
       bhpeft predict out --data new.csv --ignore-labels --review --output preds
+      bhpeft predict writer --data prompts.jsonl --max-new-tokens 32 --output texts
     """  # noqa: D301 - \b is the character that keeps lines apart
     with running(as_json=as_json, quiet=quiet, debug=debug) as out:
         from posthoc_bhpeft.checkpoints import (

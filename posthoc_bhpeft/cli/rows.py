@@ -67,7 +67,7 @@ class Checkpoint:
         """Settings for reading rows as this checkpoint needs them.
 
         Raises:
-            ConfigError: several labels a row are named, and it gives one.
+            ConfigError: columns are named that are not for its task.
         """
         lists = None if self.task is Form.TEXT else False
         if self.record is not None:
@@ -81,6 +81,12 @@ class Checkpoint:
             raise ConfigError(
                 f"{str(self.folder)!r} was not trained to write texts, so leave out "
                 "--response-column; the column with the labels is --label-column."
+            )
+        if self.task.writes and (settings.label_column or settings.text_pair_column):
+            raise ConfigError(
+                f"{str(self.folder)!r} writes texts: the prompt is one column, --text-column, and "
+                "what should be written another, --response-column. Leave out --label-column and "
+                "--text-pair-column."
             )
         return replace(
             settings,

@@ -302,6 +302,9 @@ def test_what_is_for_classes_is_refused(data: Path, tmp_path: Path) -> None:
     assert "--review sends a row to a human" in refused(*asked, "--review")
     assert "NLL of the trained weights" in refused(*asked, "--predictive", "map")
     assert "leave --link out" in refused(*asked, "--link", "probit")
+    assert "--response-column. Leave out --label-column" in refused(
+        *asked, "--label-column", "completion"
+    )
     assert "which text is right" in refused("audit", out, "--data", data)
     assert "reads one text and writes another" in refused(
         "estimate", checkpoint_of("encoder-decoder", tmp_path / "b")
