@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from posthoc_bhpeft.api import BayesianPeft, Predictive
 from posthoc_bhpeft.batches import IGNORED
@@ -16,9 +17,13 @@ from posthoc_bhpeft.cli.worded import rounded
 from posthoc_bhpeft.data import LengthOrder
 from posthoc_bhpeft.data.forms import Form
 from posthoc_bhpeft.data.rows import TextData
+from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.generation import Generation, generate_with_uncertainty
 from posthoc_bhpeft.predictive import Prediction
 from posthoc_bhpeft.progress import track
+
+FEWEST = 4
+"""Tokens of a prompt at least."""
 
 MEANS = ("total", "aleatoric", "epistemic")
 
@@ -82,13 +87,16 @@ def write_texts(
         batch_size: Rows a batch.
         max_new_tokens: Tokens of a text at most.
         progress: Show bars.
+
+    Raises:
+        ConfigError: If so many tokens leave no room for a prompt.
     """
     bayes, base = predictor.bayes, predictor.base
     assert bayes is not None, "--predictive map is refused"
     drawing: Any = predictive
     tokenizer = tokenizer_of(checkpoint, base)
-    bare = replace(rows, labels=None)
-    prompts = checkpoint.task.encode(bare, tokenizer, checkpoint.max_length)
+    length = prompt_length(checkpoint, bayes.model, max_new_tokens)
+    prompts = checkpoint.task.encode(replace(rows, labels=None), tokenizer, length)
     order = LengthOrder(prompts.lengths).order
     # A decoder goes on where its prompt ends.
     side = "left" if checkpoint.task is Form.RESPONSE else "right"
@@ -113,6 +121,24 @@ def write_texts(
         tuple(said[n] for n in range(len(rows))),
         judge(checkpoint, bayes, base, rows, predictive, batch_size, progress) if known else (),
     )
+
+
+def prompt_length(checkpoint: Checkpoint, model: nn.Module, max_new_tokens: int) -> int:
+    """Tokens of a prompt at most, so that a decoder has positions left for what it writes.
+
+    Raises:
+        ConfigError: If there is no room.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(limit, int):
+        return checkpoint.max_length
+    if max_new_tokens > limit - FEWEST:
+        raise ConfigError(
+            f"--max-new-tokens {max_new_tokens} leaves no room for a prompt: the model has "
+            f"{limit} positions. Ask for {limit // 2} or fewer."
+        )
+    room = limit - max_new_tokens if checkpoint.task is Form.RESPONSE else limit
+    return min(checkpoint.max_length, room)
 
 
 def spoken(generation: Generation, tokenizer: Any) -> Iterator[dict[str, Any]]:

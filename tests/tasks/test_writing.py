@@ -290,9 +290,22 @@ def test_prompts_without_responses_are_answered(data: Path, tmp_path: Path) -> N
     out, preds = tmp_path / "fitted", tmp_path / "preds"
     ok("fit", adapter, "--data", data, "--output", out)
     new = write_rows(tmp_path / "new.jsonl", [{"prompt": "which is hot ?"}])
-    about = ok("predict", out, "--data", new, "--output", preds, "--predictive", "sampled")
+    options = ("--predictive", "sampled", "--max-new-tokens", 4)
+    about = ok("predict", out, "--data", new, "--output", preds, *options)
     assert about["metrics"].keys() == {"rows", "tokens_written", "epistemic"}
     assert "label" not in lines(preds)[0]
+
+
+def test_a_long_prompt_leaves_room_for_what_is_written(data: Path, tmp_path: Path) -> None:
+    """The model has 64 positions."""
+    adapter = checkpoint_of("decoder", tmp_path)
+    out, preds = tmp_path / "fitted", tmp_path / "preds"
+    ok("fit", adapter, "--data", data, "--output", out)
+    new = write_rows(tmp_path / "new.jsonl", [{"prompt": "which is hot ? " * 30}])
+    asked = ("predict", out, "--data", new, "--output", preds, "--max-new-tokens")
+    ok(*asked, 50)
+    assert 1 <= len(lines(preds)[0]["tokens"]) <= 50
+    assert "the model has 64 positions. Ask for 32" in refused(*asked, 61, "--overwrite")
 
 
 def test_what_is_for_classes_is_refused(data: Path, tmp_path: Path) -> None:
