@@ -238,7 +238,7 @@ def decompose_all(
 ) -> dict[str, Eigenbasis]:
     """`decompose` of every block, several at once where that pays; in the order of `curvature`."""
     totals = {name: total_curvature(prior, name, one) for name, one in curvature.items()}
-    narrow = [name for name, total in totals.items() if is_narrow(total)]
+    narrow = {name for name, total in totals.items() if is_narrow(total)}
     makers = {name: partial(decompose, prior, name, one) for name, one in curvature.items()}
     return side_by_side(makers, narrow)
 

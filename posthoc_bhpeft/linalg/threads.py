@@ -8,9 +8,9 @@ once. The numbers then are the same for any number of threads, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -24,10 +24,8 @@ Made = TypeVar("Made")
 
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """`torch.linalg.eigh`, on one thread where that is as fast."""
-    if matrix.device.type != "cpu" or matrix.shape[-1] > NARROW:
-        values, vectors = torch.linalg.eigh(matrix)
-        return values, vectors
-    with one_thread():
+    narrow = matrix.device.type == "cpu" and matrix.shape[-1] <= NARROW
+    with one_thread() if narrow else nullcontext():
         values, vectors = torch.linalg.eigh(matrix)
     return values, vectors
 
@@ -44,7 +42,7 @@ def one_thread() -> Iterator[None]:
 
 
 def side_by_side(
-    makers: Mapping[str, Callable[[], Made]], narrow: Sequence[str]
+    makers: Mapping[str, Callable[[], Made]], narrow: Collection[str]
 ) -> dict[str, Made]:
     """What every maker makes, by name in their order.
 
@@ -53,7 +51,7 @@ def side_by_side(
         narrow: Those whose work is on the processor and on narrow matrices: done on one thread
             each, as many at once as torch has threads. All others are done one by one.
     """
-    together = [name for name in makers if name in set(narrow)]
+    together = [name for name in makers if name in narrow]
     workers = min(torch.get_num_threads(), len(together))
     made: dict[str, Made] = {}
     if workers > 1:

@@ -53,7 +53,7 @@ def unit_information(posterior: Posterior, blocks: Sequence[Block]) -> float:
 
 def unit_metrics(posterior: Posterior) -> Mapping[str, Metric]:
     """The metric of each block of the last layer under the unit information prior; made once."""
-    return posterior.made_once(unit_information, lambda: metrics_at_unit(posterior))
+    return posterior.made_once("at unit information", lambda: metrics_at_unit(posterior))
 
 
 def metrics_at_unit(posterior: Posterior) -> dict[str, Metric]:
