@@ -164,11 +164,12 @@ def fit(
                 label_columns=names_in(label_columns),
                 label_separator=label_separator,
                 response_column=response_column,
+                responses=None,
                 drop_unlabelled=drop_unlabelled,
                 seed=seed or 0,
             )
-        found = found.asked_by(named)
         chosen = training_rows(found, named, max_rows=max_rows, seed=seed)
+        found = found.asked_by(chosen.train)
         task = found.task.describe(chosen.train)
         for note in (*chosen.notes, task):
             out.say(note)

@@ -156,7 +156,7 @@ def predict(
         of_words = found.task is Form.WORDS
         _check_asked(found, predictive, review, max_new_tokens)
         of_tokens = of_words or found.task.writes
-        asked = _predictive(predictive, link, samples, seed, of_words=of_tokens)
+        asked = _predictive(predictive, link, samples, seed, of_tokens=of_tokens)
         named = RowSettings(
             source=data or "",
             text_column=text_column,
@@ -273,15 +273,15 @@ def _predictive(
     samples: int | None,
     seed: int,
     *,
-    of_words: bool,
+    of_tokens: bool,
 ) -> Predictive | None:
     """The predictive asked for; `None` is the one that was fitted."""
     from posthoc_bhpeft import predictive as p
     from posthoc_bhpeft.errors import ConfigError
 
-    if of_words and choice is PredictiveChoice.linearised and link in (None, LinkChoice.log_odds):
+    if of_tokens and choice is PredictiveChoice.linearised and link in (None, LinkChoice.log_odds):
         return p.Tangent(samples=samples or 16, seed=seed)
-    if of_words and link is not None:
+    if of_tokens and link is not None:
         raise ConfigError(
             f"--link {link.value} needs the covariance of all outputs, which at every word would "
             "take too many passes. Words and texts have the link log-odds: leave --link out."

@@ -17,9 +17,7 @@ from posthoc_bhpeft.data import (
     read_rows,
 )
 from posthoc_bhpeft.data.forms import Form
-from posthoc_bhpeft.data.responses import tells_responses
 from posthoc_bhpeft.data.rows import TextData
-from posthoc_bhpeft.data.sources import read_split
 from posthoc_bhpeft.errors import ConfigError, DataError
 from posthoc_bhpeft.likelihood import Bernoulli, Categorical, Gaussian, Likelihood, Tokens
 from posthoc_bhpeft.streams.identity import STREAM_FILE
@@ -77,35 +75,26 @@ class Checkpoint:
                 f"{str(self.folder)!r} was not trained for several labels a row, so leave out "
                 "--label-columns and --label-separator; the column is --label-column."
             )
-        if settings.response_column is not None and not self.task.writes:
+        # Whether a language model answers or writes, a fit learns from the rows.
+        responses = settings.responses if self.task is Form.PROMPT else self.task.writes
+        if settings.response_column is not None and responses is False:
             raise ConfigError(
                 f"{str(self.folder)!r} was not trained to write texts, so leave out "
                 "--response-column; the column with the labels is --label-column."
             )
-        if self.task.writes and (settings.label_column or settings.text_pair_column):
-            raise ConfigError(
-                f"{str(self.folder)!r} writes texts: the prompt is one column, --text-column, and "
-                "what should be written another, --response-column. Leave out --label-column and "
-                "--text-pair-column."
-            )
         return replace(
             settings,
-            responses=self.task.writes,
+            responses=responses,
             choices=self.task.with_choices,
             words=self.task is Form.WORDS,
             multi_label=lists,
             regression=self.regression,
         )
 
-    def asked_by(self, named: RowSettings | None) -> Checkpoint:
-        """The same; a language model is to write texts where that is what the named rows have."""
-        if self.task is not Form.PROMPT or named is None:
-            return self
-        if named.response_column is None:
-            columns = read_split(open_source(named.source), named.train_split).column_names
-            if not tells_responses(columns, named.label_column):
-                return self
-        return replace(self, task=Form.RESPONSE)
+    def asked_by(self, rows: TextData) -> Checkpoint:
+        """The same; a language model is to write texts where that is what the rows have."""
+        writes = self.task is Form.PROMPT and rows.written
+        return replace(self, task=Form.RESPONSE) if writes else self
 
     @property
     def max_length(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,19 +13,15 @@ from posthoc_bhpeft.api import BayesianPeft, Predictive
 from posthoc_bhpeft.batches import IGNORED
 from posthoc_bhpeft.cli.predictions import Predictor
 from posthoc_bhpeft.cli.rows import Checkpoint, batches_of, tokenizer_of
-from posthoc_bhpeft.cli.worded import rounded
+from posthoc_bhpeft.cli.worded import SCORES, rounded
 from posthoc_bhpeft.data import LengthOrder
 from posthoc_bhpeft.data.forms import Form
+from posthoc_bhpeft.data.loader import FEWEST
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.generation import Generation, generate_with_uncertainty
 from posthoc_bhpeft.predictive import Prediction
 from posthoc_bhpeft.progress import track
-
-FEWEST = 4
-"""Tokens of a prompt at least."""
-
-MEANS = ("total", "aleatoric", "epistemic")
 
 
 @dataclass(frozen=True)
@@ -145,7 +141,7 @@ def spoken(generation: Generation, tokenizer: Any) -> Iterator[dict[str, Any]]:
     """What is said about each generated text; means are over its tokens."""
     for n, kept in enumerate(generation.mask):
         ids = generation.tokens[n][kept].tolist()
-        each = {name: getattr(generation, name)[n][kept] for name in MEANS}
+        each = {name: getattr(generation, name)[n][kept] for name in SCORES}
         yield {
             "text": tokenizer.decode(ids, skip_special_tokens=True),
             **{name: round(float(one.sum()) / max(len(ids), 1), 7) for name, one in each.items()},
@@ -167,15 +163,15 @@ def judge(
 ) -> tuple[dict[str, Any], ...]:
     """The NLL of every known response, by the posterior and by the trained weights."""
     loader = batches_of(checkpoint, rows, base, batch_size)
-    found: list[Mapping[str, Any]] = []
+    found: list[dict[str, Any]] = []
     for batch in track(loader, "Judge", len(loader), progress):
         # One batch at a time: probabilities of a whole vocabulary are many.
         found += likelihoods(bayes.predict(batch, predictive))
     by_row = dict(zip(loader.sampler.order, found, strict=True))
-    return tuple(dict(by_row[n]) for n in range(len(rows)))
+    return tuple(by_row[n] for n in range(len(rows)))
 
 
-def likelihoods(prediction: Prediction) -> Sequence[Mapping[str, Any]]:
+def likelihoods(prediction: Prediction) -> list[dict[str, Any]]:
     """Of every row the tokens that count and their mean NLL in nats."""
     labels, probabilities = prediction.labels, prediction.probabilities
     assert labels is not None

@@ -33,7 +33,7 @@ class RowSettings:
         multi_label: labels are lists; None tells from the values.
         words: rows are words with a label for each; None tells from their columns.
         response_column: the column with the text to be written, or None to find it.
-        responses: labels are texts that a language model should write.
+        responses: labels are texts that a language model should write; None tells from the columns.
         max_rows: draw at most so many training rows by seed.
         max_validation_rows: draw at most so many validation rows by seed.
         seed: for every draw.
@@ -54,7 +54,7 @@ class RowSettings:
     multi_label: bool | None = False
     words: bool | None = False
     response_column: str | None = None
-    responses: bool = False
+    responses: bool | None = False
     max_rows: int | None = None
     max_validation_rows: int = 500
     seed: int = 0
@@ -164,6 +164,7 @@ def _validation(
         regression=whole.regression,
         choices=whole.choices is not None,
         words=whole.words is not None,
+        responses=whole.written,
         multi_label=whole.multi_label,
     )
     rows = read_rows(same, source, split, label_names=whole.label_names)

@@ -187,6 +187,18 @@ def values_of(rows: Any, column: str, kept: Sequence[int]) -> tuple[Any, ...]:
     return tuple(values[row] for row in kept)
 
 
+def named_column(rows: Any, name: str | None, where: str) -> str | None:
+    """A column that was named, if it is there.
+
+    Raises:
+        DataError: If it is not.
+    """
+    if name is not None and name not in rows.column_names:
+        listed = ", ".join(rows.column_names)
+        raise DataError(f"{where}: there is no column {name!r}. The columns are: {listed}.")
+    return name
+
+
 def class_names(
     feature: Any, values: Sequence[Any], names: Sequence[str] | None
 ) -> tuple[Sequence[Any], Sequence[str] | None]:

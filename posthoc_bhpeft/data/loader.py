@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from posthoc_bhpeft.predictive import Prediction
 
+FEWEST = 4
+"""Tokens of a text at least."""
+
 MAX_LENGTH = 128
 """Tokens a text is cut at, where nobody says."""
 
@@ -129,8 +132,8 @@ def check_length(max_length: int) -> None:
     Raises:
         DataError: with how many are needed.
     """
-    if max_length < 4:
-        raise DataError(f"max_length is {max_length}; at least 4 tokens are needed.")
+    if max_length < FEWEST:
+        raise DataError(f"max_length is {max_length}; at least {FEWEST} tokens are needed.")
 
 
 def make_loader(
@@ -210,10 +213,8 @@ def pad_choices(
 def pad_labelled(
     rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Tensor]:
-    """A batch `(N, T)`, padded at its end whatever the tokenizer does, so that places hold."""
-    bare = [{name: row[name] for name in row if name != "labels"} for row in rows]
-    padded = tokenizer.pad(bare, padding=True, padding_side="right", return_tensors="pt")
-    batch: dict[str, Tensor] = dict(padded)
+    """A batch `(N, T)` with a label for each token, padded at its end, so that places hold."""
+    batch = pad_at_end(rows, tokenizer)
     if "labels" in rows[0]:
         batch["labels"] = equally_long(rows, batch["input_ids"].shape[1])
     return batch
@@ -223,13 +224,21 @@ def pad_pairs(
     rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, start: int
 ) -> dict[str, Tensor]:
     """A batch of texts `(N, S)`, what the decoder reads and what it should write `(N, T)`."""
-    batch = pad_labelled([{n: row[n] for n in row if n != "labels"} for row in rows], tokenizer)
+    batch = pad_at_end(rows, tokenizer)
     if "labels" in rows[0]:
         labels = equally_long(rows, max(len(row["labels"]) for row in rows))
         before = labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, tokenizer.pad_token_id)
         batch["decoder_input_ids"] = torch.nn.functional.pad(before, (1, 0), value=start)
         batch["labels"] = labels
     return batch
+
+
+def pad_at_end(
+    rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Tensor]:
+    """A batch `(N, T)` without its labels, padded at its end whatever the tokenizer does."""
+    bare = [{name: row[name] for name in row if name != "labels"} for row in rows]
+    return dict(tokenizer.pad(bare, padding=True, padding_side="right", return_tensors="pt"))
 
 
 def equally_long(rows: Sequence[dict[str, Any]], width: int) -> Tensor:

@@ -67,11 +67,20 @@ def encode_prompts(
 
 def prompt_row(prompt: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
     """A prompt's tokens, with the mark of a beginning but none of an end: an answer follows."""
-    ids = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-    marked = list(tokenizer(prompt)["input_ids"])[:1]
-    start = marked if marked == [tokenizer.bos_token_id] else []
-    kept = start + ids[-(max_length - len(start)) :]
+    kept = last_of(*marked(prompt, tokenizer), max_length)
     return {"input_ids": kept, "attention_mask": [1] * len(kept)}
+
+
+def marked(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The mark of a beginning, where the tokenizer puts one, and the tokens of a text."""
+    first = list(tokenizer(text)["input_ids"])[:1]
+    start = first if first == [tokenizer.bos_token_id] else []
+    return start, list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def last_of(start: list[int], ids: list[int], length: int) -> list[int]:
+    """So many tokens at most: the mark of a beginning, and the last of a text."""
+    return start + ids[-(length - len(start)) :]
 
 
 def encode_choices(

@@ -24,7 +24,7 @@ from posthoc_bhpeft.data.columns import (
     read_labels,
     values_of,
 )
-from posthoc_bhpeft.data.responses import read_responses
+from posthoc_bhpeft.data.responses import check_only_responses, read_responses, tells_responses
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.data.several import Several, read_several
 from posthoc_bhpeft.data.sources import Source, open_source, read_split
@@ -50,7 +50,7 @@ def load_rows(
     multi_label: bool | None = False,
     words: bool | None = False,
     response_column: str | None = None,
-    responses: bool = False,
+    responses: bool | None = False,
 ) -> TextData:
     """Read one split of a file, a folder or a hub data set.
 
@@ -79,7 +79,8 @@ def load_rows(
             (`ner_tags`, `tags`, `labels`); None reads them where there are both.
         response_column: with `responses`, the column with what should be written; the usual names
             are found.
-        responses: labels are texts that a language model should write after the text, its prompt.
+        responses: labels are texts that a language model should write after the text, its prompt;
+            None tells from the columns.
 
     Raises:
         DataError: no such source, split or column, or labels that make no sense.
@@ -89,7 +90,10 @@ def load_rows(
     if len(rows) == 0:
         raise DataError(f"The split {split!r} of {place.name} has no rows.")
     where = f"{place.name} ({split})"
+    if responses is None:
+        responses = response_column is not None or tells_responses(rows.column_names, label_column)
     if responses:
+        check_only_responses(where, label=label_column, pair=text_pair_column)
         written = read_responses(
             rows,
             prompt=text_column,

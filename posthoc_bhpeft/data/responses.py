@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from posthoc_bhpeft.data.answers import CHOICES_COLUMN
-from posthoc_bhpeft.data.columns import LABEL_COLUMNS, first_of, listed, missing_labels, values_of
+from posthoc_bhpeft.data.columns import (
+    LABEL_COLUMNS,
+    first_of,
+    listed,
+    missing_labels,
+    named_column,
+    values_of,
+)
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.errors import DataError
 
@@ -42,6 +49,19 @@ def tells_responses(columns: Sequence[str], label: str | None) -> bool:
     return first_of(telling, columns) is not None
 
 
+def check_only_responses(where: str, *, label: str | None, pair: str | None) -> None:
+    """Raise where columns are named that texts to write do not have.
+
+    Raises:
+        DataError: With those that they have.
+    """
+    if label or pair:
+        raise DataError(
+            f"{where}: the prompt is one column, --text-column, and what should be written "
+            "another, --response-column. Leave out --label-column and --text-pair-column."
+        )
+
+
 def read_responses(
     rows: Any,
     *,
@@ -65,13 +85,9 @@ def read_responses(
         DataError: If a column cannot be told, or holds something else than texts.
     """
     columns = rows.column_names
-    for name in (prompt, response):
-        if name is not None and name not in columns:
-            raise DataError(
-                f"{where}: there is no column {name!r}. The columns are: {listed(columns)}."
-            )
-    prompt = prompt or find_prompt(columns, where)
-    response = response or first_of([n for n in RESPONSE_COLUMNS if n != prompt], columns)
+    prompt = named_column(rows, prompt, where) or find_prompt(columns, where)
+    others = [name for name in RESPONSE_COLUMNS if name != prompt]
+    response = named_column(rows, response, where) or first_of(others, columns)
     written = None if response is None or ignore_labels else rows[response][:]
     kept = list(range(len(rows)))
     if written is not None and any(written):
@@ -97,15 +113,15 @@ def find_prompt(columns: Sequence[str], where: str) -> str:
     Raises:
         DataError: If it cannot be told how a model was asked.
     """
-    if chats := [name for name in CHATS if name in columns]:
+    if chats := first_of(CHATS, columns):
         raise DataError(
-            f"{where}: the column {chats[0]!r} has chats, and how the model was shown them is not "
+            f"{where}: the column {chats!r} has chats, and how the model was shown them is not "
             "known. Write the prompt of each row into a column, as tokenizer.apply_chat_template("
             "messages, tokenize=False, add_generation_prompt=True) makes it, and the answer into "
             "another; name them with --text-column and --response-column."
         )
     found = first_of(PROMPT_COLUMNS, columns)
-    if found == "instruction" and first_of(("input",), columns):
+    if found is not None and found.lower() == "instruction" and first_of(("input",), columns):
         raise DataError(
             f"{where}: the prompt is made of 'instruction' and 'input', in a way that only the "
             "training of the model knows. Write it into a column of its own and name that with "

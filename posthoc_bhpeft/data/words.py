@@ -12,6 +12,7 @@ from posthoc_bhpeft.data.columns import (
     class_names,
     is_missing,
     missing_labels,
+    named_column,
     read_labels,
     values_of,
 )
@@ -129,18 +130,6 @@ def read_words(
         indices=tuple(kept),
         notes=notes_on(text, label, labels, len(words) - len(kept)),
     )
-
-
-def named_column(rows: Any, name: str | None, where: str) -> str | None:
-    """A column that was named, if it is there.
-
-    Raises:
-        DataError: If it is not.
-    """
-    if name is not None and name not in rows.column_names:
-        listed = ", ".join(rows.column_names)
-        raise DataError(f"{where}: there is no column {name!r}. The columns are: {listed}.")
-    return name
 
 
 def checked_words(values: Sequence[Any], column: str, where: str) -> tuple[Words, ...]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from posthoc_bhpeft.batches import IGNORED
 from posthoc_bhpeft.data.loader import EncodedRows, check_length
-from posthoc_bhpeft.data.prompts import PROMPT_LENGTH, prompt_row
+from posthoc_bhpeft.data.prompts import PROMPT_LENGTH, last_of, marked, prompt_row
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.errors import DataError
 
@@ -32,32 +33,32 @@ def encode_responses(
         DataError: If the labels are no texts, or `max_length` leaves no room for them.
     """
     check_length(max_length)
-    whole = max(max_length, 2**30)
-    rows = []
-    for prompt, response in zip(data.texts, responses_of(data), strict=True):
-        own = prompt_row(prompt, tokenizer, whole)["input_ids"]
-        if response is None:
-            rows.append(prompt_row(prompt, tokenizer, max_length))
-            continue
-        both = prompt_row(prompt + response, tokenizer, whole)["input_ids"]
-        shared = next((i for i, (a, b) in enumerate(zip(own, both)) if a != b), len(own))  # noqa: B905 - one is longer
-        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        rows.append(joined(both[:shared], both[shared:] + end, tokenizer.bos_token_id, max_length))
+    rows = [
+        prompt_row(prompt, tokenizer, max_length)
+        if response is None
+        else response_row(prompt, response, tokenizer, max_length)
+        for prompt, response in zip(data.texts, responses_of(data), strict=True)
+    ]
     return EncodedRows(tuple(rows), data, token_labels=data.written)
 
 
-def joined(prompt: list[int], response: list[int], start: Any, max_length: int) -> dict[str, Any]:
+def response_row(
+    prompt: str, response: str, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> dict[str, Any]:
     """One row of so many tokens at most, the response labelled."""
-    room = max(max_length - len(response), max_length // 2)
-    if len(prompt) > room:
-        mark = prompt[:1] if prompt[:1] == [start] else []
-        prompt = mark + prompt[len(prompt) - room + len(mark) :]
-    response = response[: max_length - len(prompt)]
-    ids = prompt + response
+    # Together, since a token may reach from one into the other; it counts as the response's.
+    start, both = marked(prompt + response, tokenizer)
+    pairs = zip(marked(prompt, tokenizer)[1], both, strict=False)
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    written = both[shared:] + end
+    kept = last_of(start, both[:shared], max(max_length - len(written), max_length // 2))
+    written = written[: max_length - len(kept)]
+    ids = kept + written
     return {
         "input_ids": ids,
         "attention_mask": [1] * len(ids),
-        "labels": [IGNORED] * len(prompt) + response,
+        "labels": [IGNORED] * len(kept) + written,
     }
 
 

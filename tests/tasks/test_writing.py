@@ -98,6 +98,9 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no prompt": ({"a": "b", "response": "c"}, {}, "cannot tell which column holds the prompts"),
     "a number": ({"prompt": "a", "output": 3}, {}, "row 0 has 3 for a text"),
     "another column": ({"prompt": "a"}, {"response_column": "b"}, "there is no column 'b'"),
+    "a label": ({"prompt": "a", "output": "c"}, {"label_column": "output"}, "Leave out --label"),
+    "a pair": ({"prompt": "a", "output": "c"}, {"text_pair_column": "output"}, "Leave out --label"),
+    "chats in capitals": ({"Messages": [{"role": "user"}]}, {}, "apply_chat_template"),
     "an empty prompt": ({"prompt": " ", "output": "c"}, {}, "row 0 has ' ' for a text"),
 }
 
@@ -318,6 +321,11 @@ def test_what_is_for_classes_is_refused(data: Path, tmp_path: Path) -> None:
     assert "--response-column. Leave out --label-column" in refused(
         *asked, "--label-column", "completion"
     )
+    told = ("fit", adapter, "--data", data, "--output", tmp_path / "again")
+    for column in ("--label-column", "--text-pair-column"):
+        message = refused(*told, column, "topic", "--response-column", "completion")
+        assert "--response-column. Leave out --label-column" in message
+    assert "Leave out --label-column" in refused(*told, "--text-pair-column", "topic")
     assert "which text is right" in refused("audit", out, "--data", data)
     assert "reads one text and writes another" in refused(
         "estimate", checkpoint_of("encoder-decoder", tmp_path / "b")
