@@ -128,7 +128,7 @@ def classified(cell: Cell, data: Path) -> CellRows:
     test = read_rows(settings, open_source(settings.source), "test").draw(cell.test_rows, 0)
     outside = data / cell.name / "oos_test.jsonl.gz"
     return CellRows(
-        train=chosen.train.take(range(cell.rows)),
+        train=chosen.train.take(range(min(cell.rows, len(chosen.train)))),
         validation=chosen.validation,
         extra=chosen.train.take(range(cell.rows, len(chosen.train))),
         test=test,
