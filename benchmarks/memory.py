@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from cost import batch_of, minilm
+from logits import Batch
 from pages import markdown, origin, publish
 from peaks import in_process, peak_of, resident
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -29,15 +30,19 @@ from posthoc_bhpeft import (
     DiagonalGGN,
     GaussianPrior,
     KroneckerGGN,
+    LeaveOneOut,
     Linearized,
     discover,
     estimate,
 )
 from posthoc_bhpeft.api import unit_posterior
+from posthoc_bhpeft.blocks import observing
 from posthoc_bhpeft.curvature import fit_curvature
+from posthoc_bhpeft.posterior import Posterior
+from posthoc_bhpeft.selection import LaplaceFit, Passes, PriorChoice
 
-CLASSES, BATCHES = 3, 3
-PHASES = ("summing over the data", "decomposing", "predicting a batch")
+CLASSES, BATCHES = 3, 32
+PHASES = ("summing over the data", "decomposing", "choosing the prior", "predicting a batch")
 
 
 def wide() -> PeftModel:
@@ -99,9 +104,19 @@ def measure(case: Case) -> Peaks:
     prior = GaussianPrior.isotropic(blocks, 1.0)
     posterior, decompose = peak_of(lambda: unit_posterior(model, blocks, (), fitted, prior))
     bayes = BayesianPeft(model, posterior, Categorical(), Linearized(), curvature, "")
+    _, choose = peak_of(lambda: chosen(posterior, model, loader))
     _, predict = peak_of(lambda: bayes.predict(loader[0]))
-    pairs = zip(PHASES, (fit, decompose, predict), strict=True)
+    pairs = zip(PHASES, (fit, decompose, choose, predict), strict=True)
     return {phase: (peak - start, expected[phase] / 2**20) for phase, peak in pairs}
+
+
+def chosen(posterior: Posterior, model: PeftModel, loader: Sequence[Batch]) -> PriorChoice:
+    """What the default rule chooses."""
+    likelihood = Categorical()
+    passes = Passes(model, posterior.blocks, posterior.bases, likelihood, observing, False)
+    evidence = posterior.evidence()
+    fit = LaplaceFit(evidence, likelihood, passes.spectra, passes.gradients, loader)
+    return LeaveOneOut().choose(fit)
 
 
 def table(found: Mapping[str, Peaks]) -> str:

@@ -35,6 +35,7 @@ from posthoc_bhpeft.errors import ConfigError, DataError, MemoryLimitError
 from posthoc_bhpeft.saving import posterior_tensors
 from posthoc_bhpeft.size import bytes_text
 from posthoc_bhpeft.size.blocks import DECOMPOSING, BlockBytes, decomposing
+from posthoc_bhpeft.size.choosing import choosing_bytes
 from tests.hybrid.families import tiny_loader
 from tests.models import Pooled, hybrid, linear, lora, mlp, pairs, posterior_of
 from tests.tasks import tiny
@@ -222,6 +223,29 @@ def test_passes_of_a_prior_rule_are_those_it_makes(rule):
     expected = fit.batches * fit.backward + 1 + prior.batches * prior.backward
     assert calls["backward"] == expected
     assert prior.step == f"prior, {type(rule).__name__}"
+
+
+@pytest.mark.parametrize("most", [2, 4, 100])
+def test_passes_of_several_labels_are_as_many_as_answers_left_out(most):
+    model, rule = small(), LeaveOneOut(max_answers=most)
+    loader = [(one, torch.ones(len(one), 3).double()) for one, _ in LOADER]
+    settings = {"likelihood": Bernoulli(), "prior": rule}
+    fit, prior, _ = estimate(model, loader, **settings).passes
+    calls = count_calls(lambda: bayesianize(model, loader, progress=False, **settings), model)
+    expected = fit.batches * fit.backward + 1 + prior.batches * prior.backward
+    assert calls["backward"] == expected
+
+
+def test_comparing_rows_grows_with_their_square_and_is_done_on_the_processor():
+    def told(rule):
+        return choosing_bytes(estimate(small(), LOADER, prior=rule).work, 1)
+
+    few, many = told(LeaveOneOut(max_rows=4)), told(LeaveOneOut(max_rows=8))
+    assert many.comparing == 4 * few.comparing > 0
+    assert many.kept == 2 * few.kept > 0
+    assert many.peak(on_processor=True) == many.kept + max(many.passing, many.comparing)
+    assert many.peak(on_processor=False) == many.passing
+    assert told(MatchedPrecision()).kept == told(FixedPrecision(1.0)).kept == 0
 
 
 @pytest.mark.parametrize("hidden", [0.0, 0.5])

@@ -35,7 +35,7 @@ class CountSketch:
             return cls(None, None, length)
         buckets = torch.randint(size, (length,), generator=generator)
         signs = 1 - 2 * torch.randint(2, (length,), generator=generator, dtype=torch.int8)
-        return cls(buckets, signs, size)
+        return cls(buckets.int(), signs, size)
 
     def to(self, device: torch.device) -> CountSketch:
         """The same sketch for rows on a device."""
@@ -45,7 +45,19 @@ class CountSketch:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Rows `(R, P)` to `(R, k)`, on the sketch's device."""
-        if self.buckets is None or self.signs is None:
-            return rows
         short = rows.new_zeros(len(rows), self.size)
-        return short.index_add_(1, self.buckets, rows * self.signs)
+        self.add(short, rows, slice(None))
+        return short
+
+    def add(self, short: Tensor, rows: Tensor, place: slice) -> None:
+        """Add to sketches `(R, k)` what a part of the long vectors comes to.
+
+        Args:
+            short: Changed in place.
+            rows: `(R, p)`.
+            place: Of these `p` numbers among all `P`.
+        """
+        if self.buckets is None or self.signs is None:
+            short[:, place] += rows
+        else:
+            short.index_add_(1, self.buckets[place], rows * self.signs[place])

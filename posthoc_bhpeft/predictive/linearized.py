@@ -185,6 +185,35 @@ def observe_directions(
         tape.observe(outputs, directions[..., k], partial(see, k), retain=k < n_directions - 1)
 
 
+def observe_coordinates(
+    tape: Tape,
+    blocks: Sequence[Block],
+    bases: Mapping[str, Eigenbasis],
+    outputs: Tensor,
+    directions: Tensor,
+    see: Callable[[int, slice, Tensor], None],
+) -> None:
+    """Call `see(k, place, coordinates)` for every direction and block, one by one.
+
+    Args:
+        tape: Of the forward pass that made `outputs`.
+        blocks: All blocks, in the order of the weights.
+        bases: Eigenbasis of each block.
+        outputs: `(N, C)`.
+        directions: `(N, C, K)`; one backward pass for each `k`.
+        see: Gets a block's gradients `(N, p q)` in its eigenbasis, where the outputs are, and the
+            place of its weights among those of all blocks.
+    """
+    ends = list(accumulate(block.size for block in blocks))
+    place = {b.name: slice(end - b.size, end) for b, end in zip(blocks, ends, strict=True)}
+
+    def project(k: int, block: Block, seen: Observation) -> None:
+        coordinates = bases[block.name].project(seen.gradient()).flatten(1)
+        see(k, place[block.name], coordinates.to(outputs))
+
+    observe_directions(tape, outputs, directions, project)
+
+
 def projected_jacobian(
     tape: Tape,
     blocks: Sequence[Block],
@@ -205,13 +234,10 @@ def projected_jacobian(
         `(N, K, P)` with `P` the number of weights of all blocks.
     """
     n_rows, _, n_directions = directions.shape
-    ends = list(accumulate(block.size for block in blocks))
-    jacobian = outputs.new_empty(n_rows, n_directions, ends[-1])
-    part = {b.name: slice(end - b.size, end) for b, end in zip(blocks, ends, strict=True)}
+    jacobian = outputs.new_empty(n_rows, n_directions, sum(block.size for block in blocks))
 
-    def write(k: int, block: Block, seen: Observation) -> None:
-        coordinates = bases[block.name].project(seen.gradient())
-        jacobian[:, k, part[block.name]] = coordinates.flatten(1)
+    def write(k: int, place: slice, coordinates: Tensor) -> None:
+        jacobian[:, k, place] = coordinates
 
-    observe_directions(tape, outputs, directions, write)
+    observe_coordinates(tape, blocks, bases, outputs, directions, write)
     return jacobian

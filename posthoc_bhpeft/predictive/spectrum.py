@@ -11,7 +11,6 @@ stand for all.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -32,10 +31,11 @@ from posthoc_bhpeft.blocks import Block, Engine, Tape, observing
 from posthoc_bhpeft.errors import DataError
 from posthoc_bhpeft.likelihood import Categorical, Likelihood
 from posthoc_bhpeft.linalg import Eigenbasis
+from posthoc_bhpeft.predictive.energies import EigenvalueBins, EnergySum
 from posthoc_bhpeft.predictive.linearized import (
     contrast_directions,
     fewest_directions,
-    projected_jacobian,
+    observe_coordinates,
 )
 from posthoc_bhpeft.predictive.links import Link
 from posthoc_bhpeft.predictive.positions import counted_positions, some_positions
@@ -94,50 +94,6 @@ class CovarianceSpectrum:
 
 
 @dataclass(frozen=True)
-class EigenvalueBins:
-    """Logarithmic bins over all positive eigenvalues; bin 0 holds those that are numerically zero.
-
-    Attributes:
-        centres: `(B,)`, the geometric mean of the eigenvalues in each bin.
-        edges: `(B,)`, the lower edge of bins 1 to `B - 1` and the upper edge of the last.
-    """
-
-    centres: Tensor
-    edges: Tensor
-
-    @classmethod
-    def over(cls, bases: Mapping[str, Eigenbasis], n_bins: int = 256) -> EigenvalueBins:
-        """Bins over the eigenvalues of all blocks."""
-        values = torch.cat([basis.eigenvalues.flatten().cpu() for basis in bases.values()])
-        top = float(values.max().clamp_min(1e-30))
-        positive = values[values > top * 1e-12]
-        bottom = float(positive.min()) if len(positive) else top
-        # A little wider than the eigenvalues, so that rounding puts neither end outside.
-        margin = 1e-6
-        edges = torch.logspace(
-            math.log10(bottom) - margin, math.log10(top) + margin, n_bins, dtype=torch.float64
-        )
-        bins = cls(edges, edges)
-        member = bins.assign(values)
-        counts = torch.bincount(member, minlength=n_bins)
-        logs = edges.new_zeros(n_bins).index_add_(0, member, values.clamp_min(1e-300).log())
-        centres = torch.where(counts > 0, (logs / counts.clamp_min(1)).exp(), edges)
-        centres[0] = 0
-        return cls(centres, edges)
-
-    def members(self, blocks: Sequence[Block], bases: Mapping[str, Eigenbasis]) -> Tensor:
-        """Bin `(P,)` of every weight of all blocks, in their order."""
-        return torch.cat([self.assign(bases[block.name].eigenvalues) for block in blocks])
-
-    def assign(self, eigenvalues: Tensor) -> Tensor:
-        """Bin `(P,)` of each eigenvalue."""
-        flat = eigenvalues.double().flatten()
-        return torch.bucketize(flat, self.edges.to(flat.device), right=True).clamp_max(
-            len(self.edges) - 1
-        )
-
-
-@dataclass(frozen=True)
 class LabelledBatch:
     """A batch that went through the network, ready for gradients.
 
@@ -178,22 +134,34 @@ class LabelledBatch:
         n_texts, n_positions = self.keep.shape
         return torch.arange(n_texts, device=self.keep.device).repeat_interleave(n_positions)
 
-    def jacobian(
-        self, blocks: Sequence[Block], bases: Mapping[str, Eigenbasis], directions: Tensor
+    def energies(
+        self,
+        blocks: Sequence[Block],
+        bases: Mapping[str, Eigenbasis],
+        directions: Tensor,
+        member: Tensor,
+        n_bins: int,
     ) -> Tensor:
-        """Gradients `(R, K, P)` of the answers along their directions `(R, C, K)`.
+        """Energies `(B, R, K, K)` of the answers along their directions; see `EnergySum`.
 
-        See `projected_jacobian`; of positions by `A K` backward passes.
+        Args:
+            blocks: In the order of the weights.
+            bases: Eigenbasis of each block.
+            directions: `(R, C, K)`; `K` backward passes, or `A K` at `A` positions of texts.
+            member: Bin `(P,)` of every weight.
+            n_bins: `B`.
         """
-        if self.outputs.dim() == 2:
-            return projected_jacobian(self.tape, blocks, bases, self.outputs, directions)
-        n_texts, n_positions, n_outputs = self.outputs.shape
-        each = directions.reshape(n_texts, n_positions, n_outputs, -1)
-        own = torch.eye(n_positions, dtype=each.dtype, device=each.device)
-        # A direction of one position is zero at all others: (N, A C, A K).
-        apart = torch.einsum("nack,ab->nacbk", each, own).flatten(3).flatten(1, 2)
-        found = projected_jacobian(self.tape, blocks, bases, self.outputs.flatten(1), apart)
-        return found.reshape(n_texts * n_positions, -1, found.shape[-1])
+        outputs, n_answers, n_directions = self.outputs, 1, directions.shape[-1]
+        if outputs.dim() == 3:
+            n_texts, n_answers, n_outputs = outputs.shape
+            each = directions.reshape(n_texts, n_answers, n_outputs, -1)
+            own = torch.eye(n_answers, dtype=each.dtype, device=each.device)
+            # A direction of one position is zero at all others: (N, A C, A K).
+            directions = torch.einsum("nack,ab->nacbk", each, own).flatten(3).flatten(1, 2)
+            outputs = outputs.flatten(1)
+        energies = EnergySum.empty(member, n_bins, outputs, n_answers, n_directions)
+        observe_coordinates(self.tape, blocks, bases, outputs, directions, energies.add)
+        return energies.total()
 
 
 def labelled_batches(
@@ -269,26 +237,12 @@ def covariance_spectra(
             if link is None
             else fewest_directions(of_answer, fixed, link)
         )
-        jacobian = one.jacobian(blocks, bases, directions)
-        energies = binned_energies(jacobian[keep], member, len(bins.centres))
+        energies = one.energies(blocks, bases, directions, member, len(bins.centres))
         yield CovarianceSpectrum(
             fixed[keep],
             labels[keep],
             directions[keep],
             bins.centres.to(device),
-            energies,
+            energies[:, keep],
             None if one.texts is None else one.texts[keep],
         )
-
-
-def binned_energies(jacobian: Tensor, member: Tensor, n_bins: int) -> Tensor:
-    """`sum_{i in bin} j_i j_i^T`: `(N, K, P)` and bins `(P,)` to `(B, N, K, K)`."""
-    n_rows, n_directions, _ = jacobian.shape
-    energies = jacobian.new_zeros(n_bins, n_rows, n_directions, n_directions)
-    for k in range(n_directions):
-        for other in range(k + 1):
-            products = (jacobian[:, k] * jacobian[:, other]).T  # (P, N)
-            summed = energies.new_zeros(n_bins, n_rows).index_add_(0, member, products)
-            energies[:, :, k, other] = summed
-            energies[:, :, other, k] = summed
-    return energies

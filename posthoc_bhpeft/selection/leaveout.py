@@ -16,7 +16,7 @@ from posthoc_bhpeft.predictive.spectrum import POSITIONS
 from posthoc_bhpeft.selection.adjustment import Adjustment
 from posthoc_bhpeft.selection.evidential import VisiblePrecision
 from posthoc_bhpeft.selection.hidden import HiddenRows, share_hidden, with_hidden_tokens
-from posthoc_bhpeft.selection.leftout import LeftOutRows, most_modest
+from posthoc_bhpeft.selection.leftout import LeftOutRows, answers_of, most_modest
 from posthoc_bhpeft.selection.narrowing import narrowed
 from posthoc_bhpeft.selection.positions import adjusted, asked, tags_words
 from posthoc_bhpeft.selection.rule import (
@@ -80,6 +80,7 @@ class LeaveOneOut(PriorRule):
         hidden: Largest share of tokens to hide; 0 hides none.
         max_rows: Use at most about so many rows, evenly spread over the training data; with a
             label at every word a fourth as many texts.
+        max_answers: Of several labels a row, leave out so many answers, as many of each row.
 
     Raises:
         ConfigError: If `hidden` is not from 0 to below 1.
@@ -89,6 +90,7 @@ class LeaveOneOut(PriorRule):
     width: float = 5.0
     hidden: float = 0.5
     max_rows: int = 1024
+    max_answers: int = 2048
 
     def __post_init__(self) -> None:
         if not 0 <= self.hidden < 1:
@@ -101,6 +103,10 @@ class LeaveOneOut(PriorRule):
         """At most about so many; of texts with a label at every word some words stand for all."""
         return self.max_rows // POSITIONS if likelihood.positions else self.max_rows
 
+    def answers_a_row(self, likelihood: Likelihood, n_outputs: int, n_rows: int) -> int:
+        """How many of a row's answers are left out, where so many rows are read."""
+        return min(answers_of(likelihood, n_outputs), max(self.max_answers // n_rows, 1))
+
     def choose(self, fit: LaplaceFit) -> PriorChoice:
         """The precision, and the temperature of the default link."""
         n_rows = fit.evidence.n_rows
@@ -109,10 +115,7 @@ class LeaveOneOut(PriorRule):
             return self.of_words(fit, batches)
         if without_log_odds(fit.likelihood):
             return self.visible(fit, batches)
-        parts = list(fit.gradients(batches))
-        if not parts:
-            raise DataError("LeaveOneOut: no labelled row among the training batches it looked at.")
-        rows = LeftOutRows.of(fit.likelihood, LabelGradients.joined(parts), n_rows)
+        rows = self.left_out_rows(fit, batches)
         highest = self.width * rows.matched_precision()
         hidden = self.hidden_rows(fit, batches, highest)
         found = self.adjustment(rows, n_rows, hidden)
@@ -121,6 +124,16 @@ class LeaveOneOut(PriorRule):
             f"Prior precision {found.width * highest:.3g}, {found.describe()}",
             link=LogOdds() if found.temperature == 1 else Tempered(found.temperature),
         )
+
+    def left_out_rows(self, fit: LaplaceFit, batches: Loader) -> LeftOutRows:
+        """The rows of some batches, of several labels a row some of these."""
+        n_rows = fit.evidence.n_rows
+        read = -(-n_rows * len(batches) // len(fit.training))
+        each = self.answers_a_row(fit.likelihood, fit.evidence.n_outputs, read)
+        found = LabelGradients.joined(fit.gradients(batches, each), read * each)
+        if found is None:
+            raise DataError("LeaveOneOut: no labelled row among the training batches it looked at.")
+        return LeftOutRows.of(fit.likelihood, found, n_rows)
 
     def adjustment(self, rows: LeftOutRows, n_rows: int, hidden: HiddenRows | None) -> Adjustment:
         """What rows with hidden tokens ask for; without any, what left-out rows do."""

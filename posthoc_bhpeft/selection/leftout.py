@@ -30,6 +30,9 @@ from posthoc_bhpeft.linalg import eigh
 from posthoc_bhpeft.predictive.gradients import LabelGradients, label_log_odds
 from posthoc_bhpeft.predictive.links import PROBIT, binary_entropy
 
+WIDENED = 1024
+"""Columns at a time."""
+
 HARDLY_BETTER = 0.9
 """A network with more of the NLL of guessing by frequency knows little else of its labels."""
 
@@ -53,8 +56,7 @@ class DualVariances:
     @classmethod
     def of(cls, gradients: Tensor, weights: Tensor) -> DualVariances:
         """From gradients or sketches of them `(R, k)` and weights `(R,)`, in float64."""
-        rows = gradients.double()
-        kernel, roots = rows @ rows.T, weights.double().sqrt()
+        kernel, roots = products(gradients), weights.double().sqrt()
         values, vectors = eigh(roots[:, None] * kernel * roots)
         loads = (kernel * roots) @ vectors
         return cls(kernel.diagonal().clone(), weights.double(), values.clamp_min(0), loads)
@@ -88,15 +90,16 @@ class LeftOutRows:
     @classmethod
     def of(cls, likelihood: Likelihood, gradients: LabelGradients, n_rows: int) -> LeftOutRows:
         """From some training rows, evenly drawn from `n_rows`."""
-        copies = max(n_rows / len(gradients.outputs), 1.0)
-        p = label_log_odds(likelihood, gradients.outputs, gradients.labels).sigmoid()
+        p = gradients.log_odds(likelihood).sigmoid()
+        # Each stands for as many as there are in all, those of its own row among them.
+        every = n_rows * answers_of(likelihood, gradients.outputs.shape[-1])
+        copies = max(every / len(p), 1.0)
         dual = DualVariances.of(gradients.sketches, copies * p * (1 - p))
         return cls(likelihood, gradients, dual)
 
     def log_odds(self, temperature: float = 1.0) -> Tensor:
         """`L` of the labels at a temperature, `(R,)`."""
-        found = self.gradients
-        return label_log_odds(self.likelihood, found.outputs, found.labels, temperature)
+        return self.gradients.log_odds(self.likelihood, temperature)
 
     def softens_to_guessing(self) -> bool:
         """Whether less sure predictions could be worse than the labels' frequencies.
@@ -106,9 +109,10 @@ class LeftOutRows:
         """
         if not isinstance(self.likelihood, Bernoulli):
             return False
-        labels = self.gradients.labels.double()
+        outputs, labels = self.gradients.outputs, self.gradients.labels.double()
         guessed = binary_entropy(labels.mean(0)).sum()
-        known = F.softplus(-self.log_odds()).sum() / len(labels)
+        every = label_log_odds(self.likelihood, outputs, labels)
+        known = F.softplus(-every).sum() / len(labels)
         return bool(known > HARDLY_BETTER * guessed)
 
     def matched_precision(self) -> float:
@@ -141,6 +145,20 @@ class LeftOutRows:
         """
         moved = self.log_odds(temperature) - steps / temperature
         return F.softplus(-moved / torch.sqrt(1 + PROBIT * variance / temperature**2))
+
+
+def products(rows: Tensor) -> Tensor:
+    """Inner products of rows `(R, k)`, `(R, R)` in float64; the rows are widened part by part."""
+    found = rows.new_zeros(len(rows), len(rows), dtype=torch.float64)
+    for part in rows.split(WIDENED, 1):
+        wide = part.double()
+        found.addmm_(wide, wide.T)
+    return found
+
+
+def answers_of(likelihood: Likelihood, n_outputs: int) -> int:
+    """Of a row: a yes or no for each output, or one label."""
+    return n_outputs if isinstance(likelihood, Bernoulli) else 1
 
 
 def most_modest(losses: Tensor, errors: float = 2.0) -> int:

@@ -59,11 +59,17 @@ class Passes:
         for spectrum in processes.shared(own, lambda one: one.to("cpu")):
             yield spectrum.to(device)
 
-    def gradients(self, batches: Loader) -> Iterator[LabelGradients]:
-        """Gradients of the label log-odds of batches, on the CPU."""
+    def gradients(self, batches: Loader, n_answers: int) -> Iterator[LabelGradients]:
+        """Gradients of the label log-odds of batches, so many answers a row, on the CPU."""
         shown, processes = self.own(batches)
         own = label_gradients(
-            self.model, self.blocks, self.bases, self.likelihood, shown, engine=self.engine
+            self.model,
+            self.blocks,
+            self.bases,
+            self.likelihood,
+            shown,
+            n_answers=n_answers,
+            engine=self.engine,
         )
         return processes.shared(own)
 

@@ -23,7 +23,8 @@ class LaplaceFit:
         evidence: Eigenvalues, movements and log likelihood.
         likelihood: Of the labels given outputs.
         spectra: Covariance spectra of batches, as a link needs them; one prediction's cost.
-        gradients: Gradients of the label log-odds of batches; a backward pass a row.
+        gradients: Gradients of the label log-odds of batches, of at most so many yes-or-no answers
+            of each row; a backward pass an answer.
         training: The loader the curvature was fitted on; where several processes share the data,
             this one's `Shard`, and spectra and gradients come from all.
     """
@@ -31,7 +32,7 @@ class LaplaceFit:
     evidence: LaplaceEvidence
     likelihood: Likelihood
     spectra: Callable[[Loader, Link], Iterable[CovarianceSpectrum]]
-    gradients: Callable[[Loader], Iterable[LabelGradients]]
+    gradients: Callable[[Loader, int], Iterable[LabelGradients]]
     training: Loader
 
 

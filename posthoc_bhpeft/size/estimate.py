@@ -20,6 +20,7 @@ from posthoc_bhpeft.size.blocks import (
     item_size,
     placed_on,
 )
+from posthoc_bhpeft.size.choosing import choosing_bytes
 from posthoc_bhpeft.size.passes import Passes, count_passes
 from posthoc_bhpeft.size.table import Table, bytes_text, count_text, number_text
 from posthoc_bhpeft.size.work import Work
@@ -122,8 +123,8 @@ class Estimate:
         row, passing = batch.rows * work.item * self.n_weights, batch.summing(work.blocks)
         phases["summing over the data"] = phases.get("summing over the data", 0) + passing
         if passes["prior"]:
-            # Gradients along every weight, and their squares.
-            phases["choosing the prior"] = there + passing + (passes["prior"] + 2) * row
+            choosing = choosing_bytes(work, passes["prior"])
+            phases["choosing the prior"] = there + choosing.peak(work.device.type == "cpu")
         phases["predicting a batch"] = there + passing + passes["predict"] * row
         return phases
 

@@ -65,8 +65,12 @@ class Data:
         """Batches of all rows, or of about so many at most."""
         if self.rows is None:
             return None
-        rows = self.rows if at_most is None else min(self.rows, at_most)
+        rows = self.rows if at_most is None else self.read(at_most)
         return max(-(-rows // self.batch_size), 1)
+
+    def read(self, at_most: int) -> int:
+        """Rows of a rule that reads no more than so many."""
+        return at_most if self.rows is None else min(self.rows, at_most)
 
 
 def count_passes(
@@ -107,7 +111,7 @@ def prior_passes(prior: Any, likelihood: Likelihood, outputs: Sequence[int], dat
     if isinstance(rule, FREE) or (reads and without_log_odds(likelihood)):
         return Passes(step, 0, 0, 0)
     if isinstance(rule, LeaveOneOut | MatchedPrecision):
-        passes = rule_passes(rule, likelihood, outputs, data.masked)
+        passes = rule_passes(rule, likelihood, outputs, data)
         return Passes(step, data.batches(rule.max_rows), *passes)
     if isinstance(rule, HeldOut):
         fewest = fewest_directions(likelihood, torch.zeros(1, outputs[-1]), rule.link).shape[2]
@@ -126,14 +130,14 @@ def rule_passes(
     rule: LeaveOneOut | MatchedPrecision,
     likelihood: Likelihood,
     outputs: Sequence[int],
-    masked: bool,
+    data: Data,
 ) -> tuple[int, int]:
     """Forward and backward passes a batch of a rule that reads training rows once or twice."""
     fewest = fewest_directions(likelihood, torch.zeros(1, outputs[-1]), LogOdds()).shape[2]
     if isinstance(rule, MatchedPrecision):
         return 1, fewest
-    answers = outputs[-1] if isinstance(likelihood, Bernoulli) else 1
-    return (2, answers + fewest) if masked and rule.hidden else (1, answers)
+    answers = rule.answers_a_row(likelihood, outputs[-1], data.read(rule.max_rows))
+    return (2, answers + fewest) if data.masked and rule.hidden else (1, answers)
 
 
 def predict_passes(

@@ -1,5 +1,6 @@
 """Sketches keep inner products: exactly where nothing is mapped, else in the mean."""
 
+import pytest
 import torch
 
 from posthoc_bhpeft.linalg import CountSketch
@@ -21,6 +22,16 @@ def test_a_sketch_is_the_sum_of_signed_entries_of_each_bucket():
         expected[:, bucket] += float(sign) * rows[:, i]
     assert torch.allclose(sketch(rows), expected)
     assert set(sketch.signs.tolist()) == {-1, 1}
+
+
+@pytest.mark.parametrize("size", [8, 50])
+def test_a_sketch_is_made_part_by_part_in_any_order(size):
+    rows = torch.randn(3, 50, generator=seeded(0))
+    sketch = CountSketch.make(50, size, seeded(1))
+    short = rows.new_zeros(3, sketch.size)
+    for place in (slice(40, 50), slice(0, 13), slice(13, 40)):
+        sketch.add(short, rows[:, place], place)
+    assert torch.allclose(short, sketch(rows), atol=1e-6)
 
 
 def test_inner_products_are_right_in_the_mean_and_as_close_as_promised():

@@ -9,11 +9,8 @@ from posthoc_bhpeft.errors import DataError
 from posthoc_bhpeft.likelihood import Categorical, Gaussian
 from posthoc_bhpeft.linalg import IdentityEigenbasis
 from posthoc_bhpeft.predictive import Linearized, Probit
-from posthoc_bhpeft.predictive.spectrum import (
-    EigenvalueBins,
-    binned_energies,
-    covariance_spectra,
-)
+from posthoc_bhpeft.predictive.energies import EigenvalueBins, EnergySum
+from posthoc_bhpeft.predictive.spectrum import covariance_spectra
 from posthoc_bhpeft.prior import GaussianPrior
 from tests.hybrid.families import tiny_loader
 from tests.models import hybrid, mlp, pairs, posterior_of, seeded, targets
@@ -111,12 +108,18 @@ def test_degenerate_spectra_have_bins_too(values):
     assert torch.allclose(bins.centres[bins.assign(eigenvalues)], eigenvalues, rtol=1e-5)
 
 
-def test_energies_are_the_outer_products_summed_by_bin():
-    jacobian = torch.randn(4, 3, 10, generator=seeded(), dtype=torch.float64)
+@pytest.mark.parametrize("answers", [1, 3])
+def test_energies_are_the_outer_products_summed_by_bin(answers):
+    jacobian = torch.randn(4, answers, 3, 10, generator=seeded(), dtype=torch.float64)
     member = torch.randint(0, 5, (10,), generator=seeded(1))
-    energies = binned_energies(jacobian, member, 5)
+    sums = EnergySum.empty(member, 5, jacobian, answers, 3)
+    for index in range(3 * answers):
+        # Blocks come in any order, the same for every direction.
+        for place in (slice(7, 10), slice(0, 7)):
+            sums.add(index, place, jacobian.flatten(1, 2)[:, index, place])
+    energies, rows = sums.total(), jacobian.flatten(0, 1)
     for index in range(5):
-        part = jacobian[:, :, member == index]
+        part = rows[:, :, member == index]
         assert torch.allclose(energies[index], part @ part.transpose(1, 2))
 
 

@@ -12,11 +12,13 @@ from posthoc_bhpeft.selection import (
     FixedPrecision,
     Grouping,
     LaplaceFit,
+    LeaveOneOut,
     MarginalLikelihood,
     VisiblePrecision,
     spread,
 )
-from tests.models import mlp, pairs, seeded, targets
+from posthoc_bhpeft.selection.leftout import LeftOutRows, products
+from tests.models import mlp, pairs, posterior_of, seeded, targets
 
 
 def spectrum(eigenvalues, movement, kind=Kind.LORA):
@@ -111,7 +113,7 @@ def test_gradients_of_rows_by_autograd(sketch_size):
     parts = label_gradients(
         model, posterior.blocks, posterior.bases, Categorical(), loader, sketch_size=sketch_size
     )
-    found = LabelGradients.joined(list(parts))
+    found = LabelGradients.joined(parts, expected=len(loader))
     inputs, labels = (torch.cat([batch[i] for batch in loader]) for i in (0, 1))
     parameters = [p for p in model.parameters() if p.requires_grad]
     rows = []
@@ -133,6 +135,63 @@ def test_answers_of_multi_label_rows_choose_a_temperature_too():
     loader = [(inputs, torch.randint(2, (100, 3), generator=seeded(1)))]
     bayes = bayesianize(model, loader, likelihood=Bernoulli(), progress=False)
     assert "300 training answers" in bayes.reason
+
+
+def several_labels(n_rows, n_labels):
+    """A small model and rows with several labels each."""
+    model = mlp(3, 4, n_labels)
+    inputs = torch.randn(n_rows, 3, generator=seeded(0), dtype=next(model.parameters()).dtype)
+    labels = torch.randint(2, (n_rows, n_labels), generator=seeded(1))
+    halves = (n_rows + 1) // 2
+    return model, list(zip(inputs.split(halves), labels.split(halves), strict=True))
+
+
+def gradients_of(model, loader, **options):
+    """Those of a fitted model's answers."""
+    posterior = posterior_of(model, loader, likelihood=Bernoulli())
+    parts = label_gradients(
+        model, posterior.blocks, posterior.bases, Bernoulli(), loader, **options
+    )
+    return LabelGradients.joined(parts, expected=10)
+
+
+def test_some_answers_of_a_row_are_those_among_all():
+    model, loader = several_labels(20, 5)
+    every, some = gradients_of(model, loader), gradients_of(model, loader, n_answers=2)
+    assert some.chosen.shape == (20, 2)
+    # Two different answers of each row, and not the same of every row.
+    assert bool((some.chosen[:, 0] != some.chosen[:, 1]).all())
+    assert len(some.chosen.unique()) == 5
+    flat = (torch.arange(20)[:, None] * 5 + some.chosen).flatten()
+    assert torch.allclose(some.sketches, every.sketches[flat])
+    assert torch.allclose(some.energies, every.energies[:, flat])
+    odds = every.log_odds(Bernoulli(), 2.0)
+    assert torch.equal(some.log_odds(Bernoulli(), 2.0), odds[flat])
+    assert every.chosen is None
+
+
+def test_some_answers_stand_for_all_of_them():
+    model, loader = several_labels(40, 4)
+    every, some = gradients_of(model, loader), gradients_of(model, loader, n_answers=2)
+    whole, part = (LeftOutRows.of(Bernoulli(), one, 80) for one in (every, some))
+    # Twice the rows that were read; of the part each answer stands for two of its row too.
+    assert whole.dual.weights.sum() == pytest.approx(float(part.dual.weights.sum()), rel=0.02)
+    assert part.dual.weights.max() <= 4 * 0.25
+    flat = (torch.arange(40)[:, None] * 4 + some.chosen).flatten()
+    assert torch.allclose(part.dual.weights, 2 * whole.dual.weights[flat])
+    inside, exact = part.dual.inside(1.0), whole.dual.inside(1.0)[flat]
+    assert inside.mean() == pytest.approx(float(exact.mean()), rel=0.1)
+
+
+def test_no_more_answers_than_asked_for_are_left_out():
+    rule = LeaveOneOut(max_answers=100)
+    assert rule.answers_a_row(Bernoulli(), 6, 20) == 5
+    assert rule.answers_a_row(Bernoulli(), 6, 10) == 6
+    assert rule.answers_a_row(Bernoulli(), 6, 1000) == 1
+    assert rule.answers_a_row(Categorical(), 6, 20) == 1
+    model, loader = several_labels(100, 3)
+    reason = bayesianize(model, loader, likelihood=Bernoulli(), prior=rule, progress=False).reason
+    assert "100 training answers" in reason
 
 
 def test_rows_without_a_label_are_left_out():
@@ -159,3 +218,10 @@ def test_batches_of_the_guard_are_spread_over_the_loader():
     chosen = [batch[0] for batch in spread(batches, 10, 100)]
     assert chosen == list(range(0, 100, 10))
     assert len(spread(batches, 1000, 100)) == 100
+
+
+def test_products_of_rows_are_in_double_precision_however_wide_the_rows():
+    rows = torch.randn(5, 2500, generator=seeded(0))
+    found = products(rows)
+    assert found.dtype == torch.float64
+    assert torch.allclose(found, rows.double() @ rows.double().T, rtol=1e-12)
