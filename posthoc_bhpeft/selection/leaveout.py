@@ -24,6 +24,7 @@ from posthoc_bhpeft.selection.rule import (
     PriorChoice,
     PriorRule,
     spread,
+    stride,
     without_log_odds,
 )
 
@@ -128,7 +129,8 @@ class LeaveOneOut(PriorRule):
     def left_out_rows(self, fit: LaplaceFit, batches: Loader) -> LeftOutRows:
         """The rows of some batches, of several labels a row some of these."""
         n_rows = fit.evidence.n_rows
-        read = -(-n_rows * len(batches) // len(fit.training))
+        # As many answers of a row in every process, whatever its part of the batches.
+        read = -(-n_rows // stride(self.max_rows, n_rows))
         each = self.answers_a_row(fit.likelihood, fit.evidence.n_outputs, read)
         found = LabelGradients.joined(fit.gradients(batches, each), read * each)
         if found is None:

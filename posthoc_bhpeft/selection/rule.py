@@ -74,5 +74,9 @@ def spread(loader: Loader, wanted: int, n_rows: int) -> Loader:
 
     Of one process's part, so many that all parts together have about `wanted`.
     """
-    step = max(round(n_rows / wanted), 1)
-    return some_batches(loader, range(0, len(loader), step))
+    return some_batches(loader, range(0, len(loader), stride(wanted, n_rows)))
+
+
+def stride(wanted: int, n_rows: int) -> int:
+    """One batch of so many has about `wanted` of `n_rows` rows; the same in every process."""
+    return max(round(n_rows / wanted), 1)

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from posthoc_bhpeft import (
     KFAC,
     BayesianPeft,
+    Bernoulli,
     Contrasts,
     DenseGGN,
     DiagonalGGN,
@@ -178,6 +179,26 @@ def regression(loader: Any) -> dict[str, Tensor]:
     return {**numbers(bayes), "noise": noise}
 
 
+SEVERAL = {"every answer": LeaveOneOut(), "some answers": LeaveOneOut(max_answers=2 * ROWS)}
+"""Of rows with five labels each, all and two."""
+
+
+def several(loader: Any, rule: LeaveOneOut) -> dict[str, Tensor]:
+    """Several labels a row."""
+    return numbers(fit(loader, mlp(20, 18, 5), likelihood=Bernoulli(), prior=rule))
+
+
+def several_labels() -> list[Any]:
+    """Rows with five of them."""
+    drawn = torch.randn(ROWS, 25, generator=torch.Generator().manual_seed(0)).double()
+    return [(row[:20], (row[20:] > 0).double()) for row in drawn]
+
+
+def several_divided(rank: int) -> dict[str, Any]:
+    shard = parts(rank, (0, 7), several_labels())
+    return {name: several(shard, rule) for name, rule in SEVERAL.items()}
+
+
 def predictions(rank: int) -> dict[str, Any]:
     rows = rows_of(hybrid())
     bayes = fit(whole(rows))
@@ -303,6 +324,7 @@ def main(folder: Path) -> None:
         "estimators": estimators(rank),
         "rules": rules(rank),
         "regression": regression(parts(rank, (5, 2), numbers_to_predict())),
+        "several": several_divided(rank),
         "predictions": predictions(rank),
         "some rows": some_rows(rank),
         "signs": signs(rank),

@@ -17,11 +17,14 @@ from tests.distributed.cases import (
     ESTIMATORS,
     ROWS,
     RULES,
+    SEVERAL,
     fit,
     numbers,
     numbers_to_predict,
     regression,
     rows_of,
+    several,
+    several_labels,
     vectors,
     whole,
 )
@@ -158,6 +161,13 @@ def test_a_learnt_noise(found: list[dict[str, Any]]) -> None:
     mine, other = (each["regression"] for each in found)
     assert_equal(mine, other)
     assert_close(regression(whole(numbers_to_predict())), mine)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_labels_a_row(name: str, found: list[dict[str, Any]]) -> None:
+    mine, other = (each["several"][name] for each in found)
+    assert_equal(mine, other)
+    assert_close(several(whole(several_labels()), SEVERAL[name]), mine)
 
 
 @pytest.mark.parametrize("name", DIVIDED)
