@@ -10,6 +10,13 @@ stands for them, so that only the other columns are projected on:
 `c = max(s) (1 + t / 2) / (1 + t)` is within `t / 2` of every `s` left out, relative, and what is
 left out is positive semi-definite, so that for every set of gradients the matrix of their `<G, H>`
 lies between `1 - t / 2` and `1 + t / 2` times the exact one.
+
+Where a gradient lies in the kept columns the two terms nearly cancel, and rounding is up to
+`c / min(s)` times as large as in their difference. Where that could be more than `t / 4`, the same
+is computed without a difference, from what is left of gradients beside those columns:
+
+    <G, H> ~ c tr(G_r^T H_r) + sum_{ij, j kept} s_ij (U^T G V)_ij (U^T H V)_ij,
+    G_r = G - (G V_k) V_k^T
 """
 
 from __future__ import annotations
@@ -72,8 +79,10 @@ class NarrowMetric:
         common: `c`.
         left: `U` `(p, p)`.
         right: The columns of `V` that are kept, `(q, k)`.
-        roots: `sqrt(c - s)` of them, `(p, k)`; 0 where `s` is a little above `c`.
+        roots: `sqrt(c - s)` of them, `(p, k)`, 0 where `s` is a little above `c`; `sqrt(s)` if
+            `apart`.
         transposed: Whether all this is about `G^T`, the wide side being the left one.
+        apart: Whether the kept columns are taken out of gradients, rather than subtracted.
     """
 
     common: float
@@ -81,12 +90,15 @@ class NarrowMetric:
     right: Tensor
     roots: Tensor
     transposed: bool
+    apart: bool
 
     def parts(self, gradient: Tensor) -> tuple[Part, ...]:
-        turned = gradient.mT if self.transposed else gradient
-        kept = self.left.to(gradient).T @ (turned @ self.right.to(gradient))
-        missing = (kept * self.roots.to(gradient)).flatten(1)
-        return (self.common, gradient.flatten(1)), (-1.0, missing)
+        turned, right = gradient.mT if self.transposed else gradient, self.right.to(gradient)
+        columns = turned @ right
+        kept = (self.left.to(gradient).T @ columns * self.roots.to(gradient)).flatten(1)
+        if self.apart:
+            return (self.common, (turned - columns @ right.T).flatten(1)), (1.0, kept)
+        return (self.common, gradient.flatten(1)), (-1.0, kept)
 
 
 def metric_of(basis: Eigenbasis, variances: Tensor, tolerance: float) -> Metric:
@@ -109,8 +121,9 @@ def metric_of(basis: Eigenbasis, variances: Tensor, tolerance: float) -> Metric:
             return WholeMetric(basis, variances.sqrt())
         right = right.vectors
     common = float(s.max()) * (1 + tolerance / 2) / (1 + tolerance)
-    roots = (common - s[:, kept]).clamp_min(0).sqrt()
-    return NarrowMetric(common, left, right[:, kept.to(right.device)], roots, transposed)
+    apart = torch.finfo(left.dtype).eps * common > tolerance / 4 * float(s.min())
+    roots = (s[:, kept] if apart else (common - s[:, kept]).clamp_min(0)).sqrt()
+    return NarrowMetric(common, left, right[:, kept.to(right.device)], roots, transposed, apart)
 
 
 def orthonormal_sides(

@@ -93,10 +93,10 @@ def label_log_odds(
     scaled = outputs.double() / temperature
     if isinstance(likelihood, Bernoulli):
         return (scaled * answer_signs(outputs, labels)).flatten()
-    log_p = scaled.log_softmax(-1).gather(1, labels.long()[:, None]).squeeze(1)
-    # Above this a probability is 1 in double precision, and its log-odds infinite.
-    log_p = log_p.clamp_max(-1e-12)
-    return log_p - torch.log(-torch.expm1(log_p))
+    true = labels.long()[:, None]
+    # By way of `log p` the log-odds of what is nearly certain would be lost.
+    others = scaled.scatter(-1, true, -torch.inf).logsumexp(-1)
+    return scaled.gather(1, true).squeeze(1) - others
 
 
 def label_directions(likelihood: Likelihood, outputs: Tensor, labels: Tensor) -> Tensor:
