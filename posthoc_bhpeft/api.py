@@ -150,7 +150,8 @@ def bayesianize(
         evidence = replace(posterior.evidence(), learns_noise=learns_noise)
         passes = Passes(model, blocks, posterior.bases, likelihood, engine, progress)
         fit = LaplaceFit(evidence, likelihood, passes.spectra, passes.gradients, data)
-        choice = processes.of_first(rule.choose(fit))
+        with passes.opened:
+            choice = processes.of_first(rule.choose(fit))
     posterior = posterior.with_prior(replace(posterior.prior, precision=choice.precision))
     if choice.noise_variance is not None:
         likelihood = Gaussian(choice.noise_variance)

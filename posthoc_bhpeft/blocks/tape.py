@@ -21,6 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from posthoc_bhpeft.blocks.backward import Places
 from posthoc_bhpeft.blocks.block import Block, ModuleTap, Observation, Site
+from posthoc_bhpeft.blocks.layout import rows_are_second, rows_first, rows_seen_second
 from posthoc_bhpeft.errors import DeadBlockError, ModelError
 
 See = Callable[[Block, Observation], None]
@@ -61,12 +62,19 @@ Place = tuple[str, Site | None]
 class Calls:
     """The calls of one module in one forward pass: inputs, detached, and places in the graph.
 
-    An edge stands for an output without keeping its numbers, which nobody needs once the forward
-    pass is over.
+    An edge and a shape stand for an output without keeping its numbers, which nobody needs once the
+    forward pass is over.
     """
 
     inputs: list[Tensor] = field(default_factory=list)
     edges: list[GradientEdge] = field(default_factory=list)
+    shapes: list[torch.Size] = field(default_factory=list)
+
+    def add(self, given: Tensor, tapped: Tensor) -> None:
+        """One more call."""
+        self.inputs.append(given.detach())
+        self.edges.append(get_gradient_edge(tapped))
+        self.shapes.append(tapped.shape)
 
 
 class Arrivals:
@@ -114,13 +122,25 @@ class Arrivals:
 
 @dataclass
 class HookTape:
-    """The tape behind `observing`; holds the calls of the latest forward pass."""
+    """The tape behind `observing`; holds the calls of the latest forward pass.
+
+    Attributes:
+        blocks: What is seen.
+        modules: Of the model, by path.
+        calls: Of the latest forward pass.
+        places: Where its gradients are taken, once one was asked for.
+        inner_rows: Rows that modules see, where they are more than those of the batch.
+        second: Whether rows are the second axis at a place, once a batch has told.
+        recording: Until gradients of the latest forward pass are asked for.
+    """
 
     blocks: Sequence[Block]
     modules: Mapping[str, nn.Module]
     calls: dict[Place, Calls] = field(default_factory=dict)
     places: Places | None = None
     inner_rows: int | None = None
+    second: dict[Place, bool] = field(default_factory=dict)
+    recording: bool = True
 
     @cached_property
     def at(self) -> dict[Place, list[Block]]:
@@ -135,35 +155,75 @@ class HookTape:
         self.calls = {place: Calls() for place in self.at}
         self.places = None
         self.inner_rows = inner_rows(kwargs.get("input_ids"))
+        self.recording = True
 
     def record(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Forward hook: keep a call of a tapped module."""
+        # A checkpoint that is computed again during a backward pass has been taped before.
+        if not self.recording:
+            return
         check_differentiable(output, path, module)
         given = args[0] if args else next(iter(kwargs.values()), output)
-        calls = self.calls[path, None]
-        calls.inputs.append(given.detach() if isinstance(given, Tensor) else output)
-        calls.edges.append(get_gradient_edge(output))
+        self.calls[path, None].add(given if isinstance(given, Tensor) else output, output)
 
     def record_given(
         self, path: str, site: Site, module: nn.Module, args: Any, kwargs: Any
     ) -> None:
         """Forward pre-hook: keep a tensor that a tapped module is given."""
+        if not self.recording:
+            return
         given = site(args, kwargs)
         check_differentiable(given, path, module)
-        calls = self.calls[path, site]
-        calls.inputs.append(given.detach())
-        calls.edges.append(get_gradient_edge(given))
+        self.calls[path, site].add(given, given)
 
     def observe(
         self, outputs: Tensor, direction: Tensor, see: See, *, retain: bool = False
     ) -> None:
         """See `Tape.observe`."""
+        self.recording = False
         self.check_alive()
         if self.places is None:
             self.places = Places.of([edge for of in self.calls.values() for edge in of.edges])
+            self.find_rows(self.places, outputs)
         arrivals = Arrivals(self.calls, partial(self.show, see, len(outputs)))
         self.places.hand_on(outputs, direction, arrivals.take, retain=retain)
         arrivals.show_rest()
+
+    def find_rows(self, places: Places, outputs: Tensor) -> None:
+        """Tell which axis rows are at every place, by a backward pass where sizes do not.
+
+        Raises:
+            ModelError: If rows are mixed at a place that sizes leave open.
+        """
+        n_rows, n_inner = len(outputs), self.inner_rows or len(outputs)
+        for place, calls in self.calls.items():
+            told = {rows_are_second(shape, n_inner) for shape in calls.shapes} - {None}
+            if True in told or (told and place not in self.second):
+                self.second[place] = True in told
+        # One row may read the position of its own number, and then two rows tell.
+        for row in dict.fromkeys((n_rows // 2, 0)):
+            if open_places := {place for place in self.calls if place not in self.second}:
+                self.probe(places, outputs, row, n_inner, open_places)
+
+    def probe(
+        self, places: Places, outputs: Tensor, row: int, n_inner: int, wanted: set[Place]
+    ) -> None:
+        """Look at the gradients of one row's outputs at some places."""
+        direction = torch.zeros_like(outputs)
+        direction[row, ..., 0] = 1
+
+        def look(place: Place, gradients: Sequence[Tensor | None]) -> None:
+            if place in wanted:
+                found = {
+                    rows_seen_second(one, row, len(outputs), n_inner)
+                    for one in gradients
+                    if one is not None
+                } - {None}
+                if found:
+                    self.second[place] = True in found
+
+        arrivals = Arrivals(self.calls, look)
+        places.hand_on(outputs, direction, arrivals.take, retain=True)
 
     def show(
         self, see: See, n_rows: int, place: Place, cotangents: Sequence[Tensor | None]
@@ -173,11 +233,21 @@ class HookTape:
         for block in self.at[place]:
             module = self.modules[block.module]
             seen = [
-                observe_call(block, module, one, cotangent, n_inner)
+                observe_call(block, module, *self.turned(place, one, cotangent, n_inner), n_inner)
                 for one, cotangent in zip(given, cotangents, strict=True)
                 if cotangent is not None
             ]
             see(block, concatenate(seen).grouped(n_rows))
+
+    def turned(
+        self, place: Place, given: Tensor, cotangent: Tensor, n_rows: int
+    ) -> tuple[Tensor, Tensor]:
+        """A call's input and gradient with rows first, where sizes might be misread."""
+        if cotangent.dim() != 3 or cotangent.shape[1] != n_rows:
+            return given, cotangent
+        second, axes = self.second.get(place, False), cotangent.shape[:2]
+        given = rows_first(given, second, n_rows) if given.shape[:2] == axes else given
+        return given, rows_first(cotangent, second, n_rows)
 
     def check_alive(self) -> None:
         """Raise if a tapped module was not called in the forward pass."""
@@ -248,8 +318,8 @@ def check_differentiable(tensor: Any, path: str, module: nn.Module) -> None:
     if not isinstance(tensor, Tensor) or not tensor.requires_grad:
         raise DeadBlockError(
             f"{path!r} ({type(module).__name__}) ran without a gradient. Leave "
-            "torch.inference_mode() and torch.no_grad(), and make sure its weights require a "
-            "gradient."
+            "torch.inference_mode() and torch.no_grad(), make sure its weights require a gradient, "
+            "and have checkpoints that are computed again use_reentrant=False."
         )
 
 

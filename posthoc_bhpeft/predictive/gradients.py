@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,7 +127,7 @@ def label_gradients(
     n_answers: int | None = None,
     sketch_size: int = SKETCH_SIZE,
     engine: Engine = observing,
-) -> Iterator[LabelGradients]:
+) -> Generator[LabelGradients]:
     """Gradients of the labelled rows of each batch; as many backward passes as answers a row.
 
     No gradient of all weights is ever there: what a block adds is sketched as it comes.
@@ -153,28 +154,29 @@ def label_gradients(
     # Streams of their own: they must not depend on what was drawn before.
     drawn, signs = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
     sketch = CountSketch.make(len(member), sketch_size, signs).to(device)
-    for one in labelled_batches(model, blocks, likelihood, batches, engine):
-        keep, fixed = one.keep, one.outputs.detach()
-        if not bool(keep.any()):
-            continue
-        # A row without a label gets some direction; it is dropped below.
-        directions, chosen = label_directions(likelihood, fixed, one.labels.clamp_min(0)), None
-        if n_answers is not None and n_answers < directions.shape[2]:
-            every = torch.ones_like(fixed, dtype=torch.bool)
-            chosen, _ = some_positions(every, n_answers, drawn)
-            directions = directions.gather(2, chosen[:, None].expand(-1, fixed.shape[1], -1))
-        sketches, energies = sketched(
-            one, blocks, bases, directions, sketch, member, len(bins.centres)
-        )
-        # What follows is small and needs float64, which not every device has.
-        yield LabelGradients(
-            fixed[keep].cpu(),
-            one.labels[keep].cpu(),
-            sketches[keep].flatten(0, 1).cpu(),
-            bins.centres,
-            energies[:, keep].flatten(1).cpu(),
-            None if chosen is None else chosen[keep].cpu(),
-        )
+    with closing(labelled_batches(model, blocks, likelihood, batches, engine)) as seen:
+        for one in seen:
+            keep, fixed = one.keep, one.outputs.detach()
+            if not bool(keep.any()):
+                continue
+            # A row without a label gets some direction; it is dropped below.
+            directions, chosen = label_directions(likelihood, fixed, one.labels.clamp_min(0)), None
+            if n_answers is not None and n_answers < directions.shape[2]:
+                every = torch.ones_like(fixed, dtype=torch.bool)
+                chosen, _ = some_positions(every, n_answers, drawn)
+                directions = directions.gather(2, chosen[:, None].expand(-1, fixed.shape[1], -1))
+            sketches, energies = sketched(
+                one, blocks, bases, directions, sketch, member, len(bins.centres)
+            )
+            # What follows is small and needs float64, which not every device has.
+            yield LabelGradients(
+                fixed[keep].cpu(),
+                one.labels[keep].cpu(),
+                sketches[keep].flatten(0, 1).cpu(),
+                bins.centres,
+                energies[:, keep].flatten(1).cpu(),
+                None if chosen is None else chosen[keep].cpu(),
+            )
 
 
 def sketched(

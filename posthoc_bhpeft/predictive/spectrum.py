@@ -11,7 +11,8 @@ stand for all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -170,7 +171,7 @@ def labelled_batches(
     likelihood: Likelihood,
     batches: Iterable[Any],
     engine: Engine,
-) -> Iterator[LabelledBatch]:
+) -> Generator[LabelledBatch]:
     """Each batch after its forward pass, its labels checked; of texts, some positions of each.
 
     Raises:
@@ -208,7 +209,7 @@ def covariance_spectra(
     *,
     link: Link | None = None,
     engine: Engine = observing,
-) -> Iterator[CovarianceSpectrum]:
+) -> Generator[CovarianceSpectrum]:
     """Spectra of the labelled rows of each batch, one batch at a time.
 
     Args:
@@ -230,19 +231,20 @@ def covariance_spectra(
     bins = EigenvalueBins.over(bases)
     member = bins.members(blocks, bases).to(device)
     of_answer = Categorical() if likelihood.positions else likelihood
-    for one in labelled_batches(model, blocks, likelihood, batches, engine):
-        (fixed, labels), keep = one.answers, one.keep.flatten()
-        directions = (
-            contrast_directions(of_answer, fixed)
-            if link is None
-            else fewest_directions(of_answer, fixed, link)
-        )
-        energies = one.energies(blocks, bases, directions, member, len(bins.centres))
-        yield CovarianceSpectrum(
-            fixed[keep],
-            labels[keep],
-            directions[keep],
-            bins.centres.to(device),
-            energies[:, keep],
-            None if one.texts is None else one.texts[keep],
-        )
+    with closing(labelled_batches(model, blocks, likelihood, batches, engine)) as seen:
+        for one in seen:
+            (fixed, labels), keep = one.answers, one.keep.flatten()
+            directions = (
+                contrast_directions(of_answer, fixed)
+                if link is None
+                else fewest_directions(of_answer, fixed, link)
+            )
+            energies = one.energies(blocks, bases, directions, member, len(bins.centres))
+            yield CovarianceSpectrum(
+                fixed[keep],
+                labels[keep],
+                directions[keep],
+                bins.centres.to(device),
+                energies[:, keep],
+                None if one.texts is None else one.texts[keep],
+            )

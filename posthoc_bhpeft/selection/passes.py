@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -34,6 +35,8 @@ class Passes:
         likelihood: Of the labels given outputs.
         engine: Makes the per-sample gradients.
         progress: Show a progress bar, in the first process.
+        opened: Passes that were begun, to be entered around the rule that makes them: what is left
+            of them then ends there, and the model is as it was, whatever the rule raises.
     """
 
     model: nn.Module
@@ -42,11 +45,12 @@ class Passes:
     likelihood: Likelihood
     engine: Engine
     progress: bool
+    opened: ExitStack = field(default_factory=ExitStack, repr=False)
 
     def spectra(self, batches: Loader, link: Link) -> Iterator[CovarianceSpectrum]:
         """Covariance spectra of batches, as a link needs them."""
         shown, processes = self.own(batches)
-        own = covariance_spectra(
+        made = covariance_spectra(
             self.model,
             self.blocks,
             self.bases,
@@ -55,6 +59,7 @@ class Passes:
             link=link,
             engine=self.engine,
         )
+        own = self.opened.enter_context(closing(made))
         device = device_of(self.model)
         for spectrum in processes.shared(own, lambda one: one.to("cpu")):
             yield spectrum.to(device)
@@ -62,7 +67,7 @@ class Passes:
     def gradients(self, batches: Loader, n_answers: int) -> Iterator[LabelGradients]:
         """Gradients of the label log-odds of batches, so many answers a row, on the CPU."""
         shown, processes = self.own(batches)
-        own = label_gradients(
+        made = label_gradients(
             self.model,
             self.blocks,
             self.bases,
@@ -71,7 +76,7 @@ class Passes:
             n_answers=n_answers,
             engine=self.engine,
         )
-        return processes.shared(own)
+        return processes.shared(self.opened.enter_context(closing(made)))
 
     def own(self, batches: Loader) -> tuple[Iterable[Any], Processes]:
         """This process's part of the batches, with a progress bar, and those that share them."""

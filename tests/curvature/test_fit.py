@@ -104,10 +104,18 @@ def test_a_model_that_mixes_rows_is_refused_by_the_name_of_the_block():
         fit(BatchCentred(), pairs((4, 3), 3))
 
 
-def test_positions_first_that_cannot_be_told_from_rows_first_are_refused():
-    assert fit(PositionsFirst(), pairs((4, 5, 3), 3)).n_rows == 8
-    with pytest.raises(ModelError, match="positions first"):
-        fit(PositionsFirst(), pairs((4, 4, 3), 3))
+def test_positions_first_are_told_from_rows_first_where_there_are_as_many():
+    """Eight rows of four positions, in batches of which sizes tell, or not, or not at first."""
+    inputs = torch.randn(8, 4, 3, generator=seeded(0), dtype=torch.float64)
+    labels = torch.randint(3, (8,), generator=seeded(1))
+
+    def of(*sizes):
+        return list(zip(inputs.split(sizes), labels.split(sizes), strict=True))
+
+    expected = fit(PositionsFirst(), of(5, 3)).operators
+    for sizes in ((4, 4), (3, 4, 1), (2, 2, 2, 2), (1,) * 8):
+        for name, operator in fit(PositionsFirst(), of(*sizes)).operators.items():
+            assert torch.allclose(operator.dense(), expected[name].dense(), rtol=1e-10)
 
 
 def test_a_row_alone_cannot_mix():

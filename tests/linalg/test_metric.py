@@ -1,9 +1,17 @@
 """Inner products of gradients under a block's covariance: all coordinates, or few and a bound."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from posthoc_bhpeft.linalg import KroneckerOperator, from_sketch, inner, metric_of
+from posthoc_bhpeft.linalg import (
+    KroneckerEigenbasis,
+    KroneckerOperator,
+    from_sketch,
+    inner,
+    metric_of,
+)
 from posthoc_bhpeft.linalg.metric import NarrowMetric, WholeMetric
 from tests.models import seeded
 
@@ -92,3 +100,45 @@ def test_a_basis_of_low_rank_is_whole_where_its_rest_is_no_longer_the_prior():
     basis = operator(3, 150, 6, low_rank=True).decompose()
     tight = 1 / (basis.eigenvalues + 1e-9)
     assert isinstance(metric_of(basis, tight, 1e-4), WholeMetric)
+
+
+def three_directions(scale, transposed, dtype):
+    """A basis whose data lie along three vectors of the wide side, as of few rows."""
+    generator = seeded(0)
+    narrow, wide = (
+        torch.linalg.qr(torch.randn(n, n, generator=generator).double())[0].to(dtype)
+        for n in (3, 150)
+    )
+    values = torch.zeros(150).double()
+    values[-3:] = torch.tensor([0.1, 0.5, 1.0])
+    eigenvalues = scale * torch.outer(torch.tensor([1.0, 2.0, 3.0]).double(), values)
+    if transposed:
+        return KroneckerEigenbasis(eigenvalues.T, wide, narrow)
+    return KroneckerEigenbasis(eigenvalues, narrow, wide)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("scale", "apart"), [(1e2, False), (5e3, False), (1e5, True), (1e8, True)])
+def test_in_single_precision_variances_along_the_data_do_not_cancel(scale, apart, transposed):
+    """A prior that is wide, and gradients that lie where the data are."""
+    single, double = (three_directions(scale, transposed, t) for t in (torch.float, torch.double))
+    variances = 1 / (single.eigenvalues + 1.0)
+    narrow, whole = metric_of(single, variances, 0.01), metric_of(double, variances, 0.0)
+    assert isinstance(narrow, NarrowMetric)
+    assert narrow.apart == apart
+    wide = double.left_vectors if transposed else double.right_vectors
+    gradients = torch.randn(4, 3, 3, generator=seeded(1)).double() @ wide[:, -3:].T
+    gradients = gradients.mT if transposed else gradients
+    near, exact = gram(narrow, gradients.float()).double(), gram(whole, gradients)
+    assert torch.allclose(near.diagonal(), exact.diagonal(), rtol=0.005)
+
+
+def test_both_ways_of_computing_it_agree():
+    narrow, _ = metric_and_exact(3, 150)
+    columns = narrow.right
+    variances = (narrow.common - narrow.roots.square()).sqrt()
+    apart = replace(narrow, roots=variances, apart=True)
+    gradients = torch.randn(5, 3, 150, generator=seeded(1)).double()
+    assert not narrow.apart
+    assert columns.shape[1] == 5
+    assert torch.allclose(gram(narrow, gradients), gram(apart, gradients), rtol=1e-10)

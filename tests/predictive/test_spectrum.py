@@ -123,6 +123,16 @@ def test_energies_are_the_outer_products_summed_by_bin(answers):
         assert torch.allclose(energies[index], part @ part.transpose(1, 2))
 
 
+def test_millions_of_weights_in_one_bin_lose_nothing_to_rounding():
+    sums = EnergySum.empty(torch.zeros(4 * 10**6, dtype=torch.int32), 3, torch.zeros(1, 2), 1, 1)
+    generator, exact = seeded(0), 0.0
+    for start in range(0, 4 * 10**6, 10**6):
+        coordinates = torch.randn(1, 10**6, generator=generator)
+        sums.add(0, slice(start, start + 10**6), coordinates)
+        exact += float(coordinates.double().square().sum())
+    assert float(sums.total()[0]) == pytest.approx(exact, rel=1e-4)
+
+
 def test_bins_lose_no_energy():
     model, loader = mlp(3, 4, 3), pairs((6, 3), 3)
     posterior = posterior_of(model, loader)

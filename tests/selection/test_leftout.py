@@ -140,9 +140,13 @@ def test_answers_count_one_by_one():
     assert torch.equal(directions, torch.diag_embed(signs))
 
 
-def test_a_label_that_is_certain_has_finite_log_odds():
-    outputs = torch.tensor([[90.0, 0.0]])
-    assert math.isfinite(float(label_log_odds(Categorical(), outputs, torch.tensor([0]))))
+@pytest.mark.parametrize("temperature", [1.0, 0.05])
+def test_two_classes_and_one_answer_are_the_same_network_however_certain(temperature):
+    gaps = torch.tensor([-40.0, -3, 0, 12, 30, 90, 300])
+    two = torch.stack([gaps, torch.zeros(7)], 1)
+    of_class = label_log_odds(Categorical(), two, torch.zeros(7, dtype=torch.long), temperature)
+    of_answer = label_log_odds(Bernoulli(), gaps[:, None], torch.ones(7, 1), temperature)
+    assert torch.allclose(of_class, of_answer, rtol=1e-12)
 
 
 @pytest.mark.parametrize("classes", [2, 7])

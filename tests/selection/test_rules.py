@@ -1,5 +1,6 @@
 """Rules for the prior precision: known by hand, by a grid, or by a brute-force search."""
 
+import gc
 import math
 import re
 
@@ -12,7 +13,7 @@ from posthoc_bhpeft.curvature import DenseGGN
 from posthoc_bhpeft.errors import ConfigError, DataError
 from posthoc_bhpeft.evidence import HIGHEST, BlockSpectrum, LaplaceEvidence
 from posthoc_bhpeft.likelihood import Bernoulli, Categorical, Gaussian
-from posthoc_bhpeft.predictive import MAP, Linearized, MonteCarlo, Probit
+from posthoc_bhpeft.predictive import MAP, LaplaceBridge, Linearized, MonteCarlo, Probit
 from posthoc_bhpeft.prior import GaussianPrior
 from posthoc_bhpeft.selection import (
     FixedPrecision,
@@ -301,3 +302,26 @@ def test_a_rule_is_any_object_with_one_method():
     assert bayes.reason == "By length."
     for block in discover(model):
         assert bayes.posterior.prior.precision[block.name] == 2.0 + len(block.name)
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_a_rule_that_fails_leaves_the_model_and_autograd_as_they_were(outside):
+    """While the exception is held, as a notebook does, and after it is gone."""
+    model, data = mlp(4, 3).float().train(), pairs((5, 4), 2)
+    data = [(x.float(), torch.ones(5, 3)) for x, _ in data]
+    rule, held = HeldOut(data, link=LaplaceBridge()), []
+
+    def left():
+        hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+        return model.training, hooks, torch.is_grad_enabled()
+
+    with torch.set_grad_enabled(outside):
+        try:
+            bayesianize(model, data, likelihood=Bernoulli(), prior=rule, progress=False)
+        except ConfigError as error:
+            held.append(error)
+    assert len(held) == 1
+    assert left() == (True, 0, True)
+    held.clear()
+    gc.collect()
+    assert left() == (True, 0, True)
