@@ -118,8 +118,13 @@ class Checkpoint:
 
         Once it is fitted, its posterior knows the names in the rows that it was fitted on.
         """
+        return None if self.unnamed else self.label_names
+
+    @property
+    def unnamed(self) -> bool:
+        """Whether nobody said what its outputs are called; classes may well have such names."""
         known = self.label_names or ()
-        return None if all(name.startswith(UNNAMED) for name in known) else self.label_names
+        return self.record is None and all(name.startswith(UNNAMED) for name in known)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -128,7 +133,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     record = TrainingRecord.read(folder) if known else None
     task = task_of(folder)
     known_by_rows = task.with_choices or task.writes
-    labels = None if known_by_rows else fitted_names(folder) or checkpoint_labels(folder)
+    recorded = None if record is None else record.label_names
+    labels = recorded or fitted_names(folder) or checkpoint_labels(folder)
+    labels = None if known_by_rows else labels
     # One output cannot be a choice of classes, whatever the name it is given.
     alone = record is None and labels is not None and len(labels) == 1
     return Checkpoint(folder, record, None if alone else labels, task)
@@ -325,6 +332,13 @@ def _check_classes(checkpoint: Checkpoint, rows: TextData) -> None:
     if rows.labels is None or rows.regression or checkpoint.label_names is None:
         return
     have, want = len(rows.label_names or ()), len(checkpoint.label_names)
+    if have < want and checkpoint.unnamed and not rows.multi_label:
+        raise DataError(
+            f"{rows.source} ({rows.split}) has {have} of the {want} classes of the checkpoint "
+            f"({', '.join((rows.label_names or ())[:12])}), and nobody recorded which "
+            "output is which. Name them all in a meta.json beside the data, in the order of the "
+            'outputs: {"label_names": [...]}.'
+        )
     # Of several labels a row, each output needs its own 0 or 1.
     if have > want or (rows.multi_label and have < want):
         raise DataError(
