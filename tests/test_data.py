@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -276,6 +277,35 @@ def test_validation_rows_are_carved_out_and_never_train(tmp_path):
     assert not set(chosen.train.indices) & set(chosen.validation.indices)
     assert len(chosen.train) + len(chosen.validation) == 100
     assert any("no validation split" in note for note in chosen.notes)
+
+
+def test_the_split_that_trains_does_not_decide_when_to_stop(tmp_path):
+    write_jsonl(tmp_path / "validation.jsonl", make_rows(40))
+    chosen = choose_rows(RowSettings(str(tmp_path), train_split="validation"))
+    assert (len(chosen.train), len(chosen.validation)) == (34, 6)
+    assert not set(chosen.train.indices) & set(chosen.validation.indices)
+    assert any("no validation split beside 'validation'" in note for note in chosen.notes)
+
+
+def test_the_same_split_for_both_is_refused(tmp_path):
+    folder = str(make_folder(tmp_path))
+    settings = RowSettings(folder, validation_split="train")
+    with pytest.raises(
+        ConfigError, match=r"'train'.*is to train and to decide.*--validation-split"
+    ):
+        choose_rows(settings)
+    # Where nothing is stopped, nothing is decided.
+    assert choose_rows(replace(settings, validation=False)).validation is None
+
+
+@pytest.mark.parametrize(
+    "rows", [labelled("a", "b", "c"), labelled(0.5)], ids=["one of each class", "one row"]
+)
+def test_too_few_rows_to_keep_some_back_name_the_ways_out(tmp_path, rows):
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    with pytest.raises(DataError, match=r"too few rows.*--validation-split.*--no-early-stopping"):
+        choose_rows(RowSettings(str(tmp_path)))
+    assert len(choose_rows(RowSettings(str(tmp_path), validation=False)).train) == len(rows)
 
 
 def test_the_same_settings_choose_the_same_rows(tmp_path):

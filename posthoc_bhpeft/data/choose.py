@@ -20,22 +20,25 @@ class RowSettings:
         source: path or hub name of the data.
         train_split: the split to train on.
         validation_split: the split that decides when to stop; None takes the usual name, and
-            where there is none 15 % of the training rows (at most `max_validation_rows`).
+            where there is none beside the training split, 15 % of the training rows.
         validation: False uses no validation rows at all.
         text_column: the column with the text, or None to find it.
         text_pair_column: the column with the second text, or None to find it.
         label_column: the column with the label, or None to find it.
         label_columns: columns with a 0 or 1 for each of several labels a row.
         label_separator: what stands between several labels a row, where they are one text.
-        regression: True or False where it is known; None reads float labels as regression.
-        drop_unlabelled: leave out rows whose label is missing or -1.
+        regression: True reads every label as a number, texts too; False as a class; None takes
+            float labels for regression.
+        drop_unlabelled: leave out rows whose label is missing, or -1 for a class.
         choices: rows are questions with choices; None tells from their columns.
         multi_label: labels are lists; None tells from the values.
         words: rows are words with a label for each; None tells from their columns.
         response_column: the column with the text to be written, or None to find it.
         responses: labels are texts that a language model should write; None tells from the columns.
         max_rows: draw at most so many training rows by seed.
-        max_validation_rows: draw at most so many validation rows by seed.
+        max_validation_rows: draw at most so many rows of the validation split by seed. Where
+            training rows are kept back instead, these are about so many at most, but one or more
+            of every class that has two.
         seed: for every draw.
     """
 
@@ -82,6 +85,7 @@ def choose_rows(settings: RowSettings) -> ChosenRows:
 
     Raises:
         DataError: the source, a split or a column is missing, or the labels make no sense.
+        ConfigError: the same split is to train and to decide when to stop.
     """
     source = open_source(settings.source)
     whole = read_rows(settings, source, settings.train_split)
@@ -149,15 +153,15 @@ def read_rows(
 def _validation(
     settings: RowSettings, source: Source, whole: TextData
 ) -> tuple[TextData, TextData, str]:
-    split = settings.validation_split or source.validation_split
+    split = _validation_split(settings, source)
     if split is None:
-        fraction = min(_CARVED, settings.max_validation_rows / len(whole))
-        train, validation = whole.split_off(fraction, settings.seed)
+        train, validation = _held_out(settings, whole)
+        beside = f" beside {whole.split!r}" if source.validation_split else ""
         return (
             train,
             validation,
-            f"{source.name} has no validation split: {len(validation)} training rows, drawn with "
-            f"seed {settings.seed}, are kept back to decide when to stop",
+            f"{source.name} has no validation split{beside}: {len(validation)} training rows, "
+            f"drawn with seed {settings.seed}, are kept back to decide when to stop",
         )
     same = replace(
         settings,
@@ -170,6 +174,41 @@ def _validation(
     rows = read_rows(same, source, split, label_names=whole.label_names)
     validation = rows.draw(settings.max_validation_rows, settings.seed)
     return whole, validation, f"{len(validation)} rows of {split!r} decide when to stop"
+
+
+def _validation_split(settings: RowSettings, source: Source) -> str | None:
+    """The split that decides when to stop, which is never the one that trains.
+
+    Raises:
+        ConfigError: that very split was asked for.
+    """
+    if settings.validation_split == settings.train_split:
+        raise ConfigError(
+            f"The split {settings.train_split!r} of {source.name} is to train and to decide when "
+            "to stop, which rows that were learnt cannot tell. Name another one with "
+            "--validation-split (validation_split=); or leave that out, and other splits are "
+            "looked for, or some rows kept back."
+        )
+    split = settings.validation_split or source.validation_split
+    return None if split == settings.train_split else split
+
+
+def _held_out(settings: RowSettings, whole: TextData) -> tuple[TextData, TextData]:
+    """Training rows, and those of them that are kept back.
+
+    Raises:
+        DataError: there are too few for both.
+    """
+    fraction = min(_CARVED, settings.max_validation_rows / len(whole))
+    train, validation = whole.split_off(fraction, settings.seed)
+    if not len(validation):
+        raise DataError(
+            f"{whole.source} ({whole.split}): there are too few rows ({len(whole)}) to hold some "
+            "out for validation, since the only row of a class has to train. Add rows, name a "
+            "split with --validation-split (validation_split=), or train without: "
+            "--no-early-stopping (validation=False)."
+        )
+    return train, validation
 
 
 def _same_letters(train: TextData, validation: TextData | None) -> tuple[TextData, TextData | None]:

@@ -127,22 +127,25 @@ def read_labels(
     names: Sequence[str] | None,
     regression: bool | None,
     one_class: bool = False,
+    rows: Sequence[int] | None = None,
 ) -> Labels:
     """Turn a column of labels into indices or real targets.
 
     Integers and booleans are class indices, strings are mapped in sorted order (or in the order
-    of `names`), floats mean regression unless `regression` is False.
+    of `names`), floats mean regression unless `regression` is False. Where it is True, labels of
+    every type are read as numbers.
 
     Args:
         values: N labels, none missing.
         names: class names if known from the source or the checkpoint, index = label.
         regression: True or False where it is known, None to tell from the values.
         one_class: take rows that all have one label, too.
+        rows: N numbers of rows for errors; None counts from 0.
 
     Raises:
         DataError: labels that are no indices, names or numbers, or out of range.
     """
-    labels = _read(values, names, regression)
+    labels = _read(values, names, regression, rows or range(len(values)))
     if labels.names is not None and len(labels.names) < 2 and not one_class:
         raise DataError(
             f"All rows have the label {labels.names[0]!r}: one class leaves nothing to learn."
@@ -150,7 +153,12 @@ def read_labels(
     return labels
 
 
-def _read(values: Sequence[Any], names: Sequence[str] | None, regression: bool | None) -> Labels:
+def _read(
+    values: Sequence[Any],
+    names: Sequence[str] | None,
+    regression: bool | None,
+    rows: Sequence[int],
+) -> Labels:
     kinds = {type(value) for value in values}
     if kinds & {list, tuple, dict}:
         raise DataError(
@@ -159,25 +167,30 @@ def _read(values: Sequence[Any], names: Sequence[str] | None, regression: bool |
             "Bernoulli()); choices, --regression, rounds of a stream and a checkpoint that was "
             "trained for one label a row take no lists."
         )
+    if regression:
+        return _real(_targets(values, rows))
     if kinds <= {str}:
         return _named([str(value) for value in values], names)
     if kinds <= {bool}:
         return _indexed([int(value) for value in values], names or ("false", "true"))
     if not kinds <= {int, bool, float}:
         raise DataError(f"Labels of mixed types: {', '.join(sorted(k.__name__ for k in kinds))}.")
-    if regression or (regression is None and float in kinds and names is None):
+    if regression is None and float in kinds and names is None:
         return _real([float(value) for value in values])
     if any(float(value) != int(value) for value in values):
         raise DataError("Labels are real numbers where class indices are expected.")
     return _indexed([int(value) for value in values], names)
 
 
-def is_missing(value: Any) -> bool:
-    """Whether a label stands for "not known": None, NaN, an empty string or -1."""
+def is_missing(value: Any, *, regression: bool = False) -> bool:
+    """Whether a label stands for "not known": None, NaN, an empty string, or -1 for a class."""
     if value is None or value == "":
         return True
     if isinstance(value, float) and math.isnan(value):
         return True
+    if regression:
+        # Any number may be a target.
+        return False
     return isinstance(value, int) and not isinstance(value, bool) and value == OUT_OF_SCOPE
 
 
@@ -225,6 +238,34 @@ def missing_labels(values: Sequence[Any], kept: Sequence[int], column: str, wher
         ways = f"drop these rows with --drop-unlabelled (drop_unlabelled=True), or {ways}"
     own = f" If {OUT_OF_SCOPE} is a class of its own, give it a name." if outside else ""
     return f"{where}, column {column!r}: {what}. Either {ways} to predict them all.{own}"
+
+
+def _targets(values: Sequence[Any], rows: Sequence[int]) -> list[float]:
+    """Every label as a number, whether it is written as one, as a text or as yes or no.
+
+    Raises:
+        DataError: Naming the first row whose label is none.
+    """
+    found = []
+    for row, value in zip(rows, values, strict=True):
+        target = _target(value)
+        if target is None:
+            raise DataError(
+                f"row {row} has the label {value!r}, which is no number, and regression learns "
+                "and scores nothing else. Correct it, name another column with --label-column "
+                "(label_column=), or read classes without --regression (regression=True)."
+            )
+        found.append(target)
+    return found
+
+
+def _target(value: Any) -> float | None:
+    try:
+        target = float(value)
+    except (TypeError, ValueError):
+        return None
+    # A text may say "nan" or "inf", from which nothing is learnt.
+    return target if math.isfinite(target) else None
 
 
 def _real(values: list[float]) -> Labels:

@@ -66,8 +66,10 @@ def load_rows(
         label_separator: what stands between several labels a row, where they are one text; an empty
             one has none.
         label_names: names of the classes, index = label, where they are known from elsewhere.
-        regression: True or False where it is known; None reads float labels as regression.
-        drop_unlabelled: leave out rows whose label is missing or -1 instead of raising.
+        regression: True reads every label as a number, texts too; False as a class; None takes
+            float labels for regression.
+        drop_unlabelled: leave out rows whose label is missing, or -1 for a class, instead of
+            raising.
         ignore_labels: read no labels at all.
         one_class: take rows that all have one label, too.
         choices: read questions with a column `choices`, whose label counts them from 0; where
@@ -198,7 +200,7 @@ def _labels(
         return everything, None
     called = column or listed(several.columns)
     values = several.written(rows, column, where)
-    kept = [row for row in everything if not is_missing(values[row])]
+    kept = [row for row in everything if not is_missing(values[row], regression=bool(regression))]
     if len(kept) < len(values):
         if not kept and all(value is None for value in values):
             return everything, None
@@ -210,7 +212,9 @@ def _labels(
         if several.apply(present, regression):
             return kept, read_several(present, feature, names)
         present, names = class_names(feature, present, names)
-        labels = read_labels(present, names=names, regression=regression, one_class=one_class)
+        labels = read_labels(
+            present, names=names, regression=regression, one_class=one_class, rows=kept
+        )
     except DataError as error:
         raise DataError(f"{where}, column {called!r}: {error}") from error
     return kept, labels

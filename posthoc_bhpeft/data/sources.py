@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posthoc_bhpeft.data.tables import read_table
 from posthoc_bhpeft.errors import DataError
 
 _READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
@@ -88,12 +89,16 @@ def row_files(folder: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.iterdir())
-        if path.is_file() and path.name not in _NOT_ROWS and _suffix(path) in _READERS
+        if path.is_file()
+        # Such as ._train.jsonl, which a Mac leaves beside its files.
+        and not path.name.startswith(".")
+        and path.name not in _NOT_ROWS
+        and _suffix(path) in _READERS
     ]
 
 
 def _open_folder(folder: Path) -> Source:
-    files = {_stem(path): path for path in row_files(folder)}
+    files = _files_of_splits(folder)
     if files:
         return Source(str(folder), _ordered(files), files, label_names=declared_names(folder))
     if (folder / "dataset_dict.json").is_file():
@@ -106,6 +111,25 @@ def _open_folder(folder: Path) -> Source:
             f"The folder {str(folder)!r} holds no rows. Expected train.jsonl, train.jsonl.gz, "
             "train.csv or train.parquet, and the same for validation and test."
         ) from error
+
+
+def _files_of_splits(folder: Path) -> dict[str, Path]:
+    """The one file of each split.
+
+    Raises:
+        DataError: Naming two files of one split, since the rows of one would be left out.
+    """
+    files: dict[str, Path] = {}
+    for path in row_files(folder):
+        split = _stem(path)
+        if split in files:
+            raise DataError(
+                f"Two files in {str(folder)!r} are the split {split!r}, as their names say up to "
+                f"the first dot: {files[split].name} and {path.name}. Put their rows into one "
+                "file, or rename or move one of them."
+            )
+        files[split] = path
+    return files
 
 
 def _open_hub(name: str) -> Source:
@@ -123,12 +147,11 @@ def _open_hub(name: str) -> Source:
 def _read_file(path: Path) -> Any:
     import datasets
 
-    options: dict[str, Any] = {"delimiter": "\t"} if _suffix(path) == ".tsv" else {}
     if path.stat().st_size == 0:
         raise DataError(f"The file {str(path)!r} is empty.")
-    return datasets.load_dataset(
-        _reader(path), data_files={"rows": str(path)}, split="rows", **options
-    )
+    if (reader := _reader(path)) == "csv":
+        return read_table(path, "\t" if _suffix(path) == ".tsv" else ",")
+    return datasets.load_dataset(reader, data_files={"rows": str(path)}, split="rows")
 
 
 def _reader(path: Path) -> str:
