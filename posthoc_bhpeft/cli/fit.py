@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +34,7 @@ from posthoc_bhpeft.cli.options import (
 from posthoc_bhpeft.cli.output import running
 
 if TYPE_CHECKING:
+    from posthoc_bhpeft.api import BayesianPeft
     from posthoc_bhpeft.curvature import Curvature
     from posthoc_bhpeft.selection import PriorRule
 
@@ -128,11 +130,9 @@ def fit(
 
         from posthoc_bhpeft.api import bayesianize
         from posthoc_bhpeft.checkpoints import (
-            check_output,
             checkpoint_folder,
             load_adapter,
             resolve_model,
-            write_json,
         )
         from posthoc_bhpeft.cli.device import best_device
         from posthoc_bhpeft.cli.resuming import describe_start, resume_beside
@@ -146,13 +146,18 @@ def fit(
         )
         from posthoc_bhpeft.cli.tasks import likelihood_of, name_labels
         from posthoc_bhpeft.data import RowSettings
+        from posthoc_bhpeft.folders import CHECKPOINT, check_output, check_writable
 
         folder = checkpoint_folder(checkpoint)
-        target = folder if output is None else output
-        if target.resolve() != folder.resolve():
-            check_output(target, overwrite=overwrite)
-        kept = resume_beside(target, wanted=resume, seconds=save_every)
         found = open_checkpoint(folder)
+        target = folder if output is None else output
+        if _same(target, folder):
+            check_writable(folder)
+        else:
+            learnt = None if found.rows is None else found.rows.source
+            reads = (folder, data, learnt, model)
+            check_output(target, overwrite=overwrite, kind=CHECKPOINT, reads=reads)
+        kept = resume_beside(target, wanted=resume, seconds=save_every)
         named = None
         if data is not None:
             named = RowSettings(
@@ -196,11 +201,6 @@ def fit(
             resume=kept,
             progress=out.progress,
         )
-        bayes.save_pretrained(target)
-        if target.resolve() != folder.resolve():
-            for name in _KEPT:
-                if (folder / name).is_file():
-                    shutil.copyfile(folder / name, target / name)
         seconds = round(time.perf_counter() - started, 1)
         summary = {
             "rows": len(chosen.train),
@@ -214,12 +214,39 @@ def fit(
             "log_marginal_likelihood": bayes.log_marginal_likelihood(),
             "seconds": seconds,
         }
-        write_json(target / FIT_FILE, summary)
+        _write(bayes, folder, target, summary, overwrite=overwrite)
         out.say(bayes.explain())
         out.say(f"fitted in {seconds:.0f} s, saved to {target}; next: bhpeft predict {target}")
         out.finish(
             command="fit", output=target, blocks=len(bayes.blocks), notes=chosen.notes, **summary
         )
+
+
+def _same(target: Path, folder: Path) -> bool:
+    return target.expanduser().resolve() == folder.resolve()
+
+
+def _write(
+    bayes: BayesianPeft, folder: Path, target: Path, summary: Mapping[str, Any], *, overwrite: bool
+) -> None:
+    """Into the checkpoint itself; or as a folder of its own, in which nothing older stays.
+
+    What an earlier fit of another checkpoint left (its training.json, its tokenizer) would decide
+    how texts are read for this one.
+    """
+    from posthoc_bhpeft.checkpoints import write_json
+    from posthoc_bhpeft.folders import CHECKPOINT, whole_folder
+
+    if _same(target, folder):
+        bayes.save_pretrained(target)
+        write_json(target / FIT_FILE, summary)
+        return
+    with whole_folder(target, overwrite=overwrite, kind=CHECKPOINT) as fresh:
+        bayes.write_files(fresh, target.name if target.is_absolute() else str(target))
+        for name in _KEPT:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, fresh / name)
+        write_json(fresh / FIT_FILE, summary)
 
 
 def chosen_curvature(

@@ -58,7 +58,9 @@ def predict(
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option("--samples", help="Draws, of sampled and monte-carlo. [default: 16, 512]"),
+        typer.Option(
+            "--samples", min=1, help="Draws, of sampled and monte-carlo. [default: 16, 512]"
+        ),
     ] = None,
     review: Annotated[
         bool,
@@ -120,13 +122,7 @@ def predict(
       bhpeft predict writer --data prompts.jsonl --max-new-tokens 32 --output texts
     """  # noqa: D301 - \b is the character that keeps lines apart
     with running(as_json=as_json, quiet=quiet, debug=debug) as out:
-        from posthoc_bhpeft.checkpoints import (
-            check_output,
-            checkpoint_folder,
-            resolve_model,
-            whole_folder,
-            write_json,
-        )
+        from posthoc_bhpeft.checkpoints import checkpoint_folder, resolve_model, write_json
         from posthoc_bhpeft.cli.device import best_device
         from posthoc_bhpeft.cli.predictions import (
             load_predictor,
@@ -148,11 +144,14 @@ def predict(
         from posthoc_bhpeft.cli.written import write_texts
         from posthoc_bhpeft.data import RowSettings, in_row_order
         from posthoc_bhpeft.data.forms import Form
+        from posthoc_bhpeft.folders import PREDICTIONS, check_output, whole_folder
 
         check_no_stream(checkpoint)
         folder = checkpoint_folder(checkpoint)
-        check_output(output, overwrite=overwrite)
         found = open_checkpoint(folder)
+        learnt = None if found.rows is None else found.rows.source
+        reads = (folder, data, learnt, model)
+        check_output(output, overwrite=overwrite, kind=PREDICTIONS, reads=reads)
         of_words = found.task is Form.WORDS
         _check_asked(found, predictive, review, max_new_tokens)
         of_tokens = of_words or found.task.writes
@@ -209,7 +208,7 @@ def predict(
             else:
                 metrics = measure(prediction, rows)
                 files = {"predictions": prediction_rows(prediction, rows, names)}
-        with whole_folder(output, overwrite=overwrite) as fresh:
+        with whole_folder(output, overwrite=overwrite, kind=PREDICTIONS) as fresh:
             for name, lines in files.items():
                 write_rows(fresh / f"{name}.jsonl", lines)
             about = {

@@ -130,11 +130,12 @@ def train(
     with running(as_json=as_json, quiet=quiet, debug=debug) as out:
         from dataclasses import replace
 
-        from posthoc_bhpeft.checkpoints import check_output, resolve_model
+        from posthoc_bhpeft.checkpoints import resolve_model
         from posthoc_bhpeft.cli.rows import absolute, names_in
         from posthoc_bhpeft.data import RowSettings, choose_rows
         from posthoc_bhpeft.data.forms import Form
         from posthoc_bhpeft.data.loader import check_length
+        from posthoc_bhpeft.folders import CHECKPOINT, check_output
         from posthoc_bhpeft.training import TrainingSettings, form_for
         from posthoc_bhpeft.training import train as run
 
@@ -174,7 +175,7 @@ def train(
             seed=seed,
         )
         # What can be wrong shall be wrong now, not after an hour of training.
-        check_output(output, overwrite=overwrite)
+        check_output(output, overwrite=overwrite, kind=CHECKPOINT, reads=(data, model))
         resolve_model(model)
         chosen = choose_rows(rows)
         form = form_for(model, chosen.train)

@@ -10,8 +10,9 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from posthoc_bhpeft.checkpoints import check_output, resolve_model, whole_folder, write_json
+from posthoc_bhpeft.checkpoints import resolve_model, write_json
 from posthoc_bhpeft.data import RowSettings, TextData, load_rows, make_loader
+from posthoc_bhpeft.folders import DEMO, check_output, whole_folder
 from posthoc_bhpeft.training import TrainingResult, TrainingSettings, train
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Show(Protocol):
 def run_demo(
     output: str | Path, *, seed: int, show: Show, settings: TrainingSettings | None = None
 ) -> dict[str, Any]:
-    """The whole demonstration; what it wrote before into `output` is replaced.
+    """The whole demonstration; what it wrote before into `output` is replaced, nothing else.
 
     Args:
         output: folder for checkpoint, data, figures and results.json.
@@ -63,7 +64,7 @@ def run_demo(
         ConfigError: `output` holds other files, or matplotlib is missing.
     """
     started = time.perf_counter()
-    check_output(output, overwrite=True)
+    check_output(output, overwrite=True, kind=DEMO)
     resolve_model("minilm")
     data = satisfaction()
     training, rest = data.split_off(TEST_SHARE, seed)
@@ -77,7 +78,7 @@ def run_demo(
     rows = RowSettings(source=str(place / "data"), validation=False, seed=seed)
     show.say("\n1. Training: adapter, LoRA and prefix together, on MiniLM")
     result = train("minilm", training, settings=settings, rows=rows, progress=show.progress)
-    with whole_folder(output, overwrite=True) as folder:
+    with whole_folder(output, overwrite=True, kind=DEMO) as folder:
         _write_data(folder / "data", training, test)
         result.save(folder / "checkpoint")
         figures = _compare(result, training, test, folder, show)

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from posthoc_bhpeft.checkpoints import whole_folder
 from posthoc_bhpeft.errors import ConfigError
+from posthoc_bhpeft.folders import whole_folder
 from posthoc_bhpeft.hybrid import HybridConfig
 from posthoc_bhpeft.hybrid.linear import HybridLinear
 from posthoc_bhpeft.interop.source import PARTS, targets_for

@@ -8,8 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from posthoc_bhpeft.checkpoints import whole_folder
-from posthoc_bhpeft.folders import STALE_SECONDS
+from posthoc_bhpeft.folders import STALE_SECONDS, whole_folder
 from posthoc_bhpeft.saving import read_record
 from posthoc_bhpeft.streams.lineage import Lineage
 from posthoc_bhpeft.streams.methods.carried import CarriedRun

@@ -12,11 +12,11 @@ import numpy as np
 from torch import nn
 
 from posthoc_bhpeft.batches import IGNORED
-from posthoc_bhpeft.checkpoints import whole_folder
 from posthoc_bhpeft.data import RowSettings, TextData
 from posthoc_bhpeft.data.forms import Form
 from posthoc_bhpeft.data.loader import collator
 from posthoc_bhpeft.errors import DataError
+from posthoc_bhpeft.folders import whole_folder
 from posthoc_bhpeft.rebuild import save_model
 from posthoc_bhpeft.training.building import Scored, build, form_for
 from posthoc_bhpeft.training.loop import Task, check_device, first, run_trainer, seeded

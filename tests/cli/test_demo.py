@@ -8,6 +8,7 @@ import pytest
 
 from posthoc_bhpeft.cli.output import Output
 from posthoc_bhpeft.demo import run_demo, satisfaction
+from posthoc_bhpeft.folders import DEMO, check_output
 from posthoc_bhpeft.training import TrainingSettings
 
 
@@ -35,3 +36,5 @@ def test_a_short_demonstration(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "least certain" in text
     assert "in the message" in text
+    # A second run knows the folder of the first one, so it may replace it.
+    check_output(out, overwrite=True, kind=DEMO)
