@@ -12,17 +12,16 @@ import torch
 from posthoc_bhpeft.checkpoints import (
     ADAPTER_FILE,
     TRAINING_FILE,
-    check_output,
     checkpoint_labels,
     load_adapter,
     load_tokenizer,
     resolve_base,
     resolve_model,
-    whole_folder,
     write_text,
 )
 from posthoc_bhpeft.data import RowSettings, TextData, choose_rows, load_rows, make_loader
 from posthoc_bhpeft.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from posthoc_bhpeft.folders import check_output, whole_folder
 from posthoc_bhpeft.training import TrainingRecord, TrainingSettings, train
 from tests.texts import make_base, make_folder, make_rows, write_jsonl
 from tests.tuned import plain_lora
