@@ -5,9 +5,13 @@ The classes that may appear are listed here, so that a file cannot name any othe
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from posthoc_bhpeft.curvature import (
     KFAC,
@@ -66,16 +70,46 @@ SETTINGS: tuple[type, ...] = (
 )
 
 
-def encode(value: Any) -> Any:
-    """A setting as JSON data: `{"type": "Linearized", "link": {"type": "Probit"}}`."""
+# Whose types hold data. An object of any other is code of the user's own, which can be passed again
+# when loading, so its name is enough.
+_OF_DATA = sys.stdlib_module_names | {"numpy", "torch"}
+
+
+def encode(value: Any, name: str = "") -> Any:
+    """A setting as JSON data: `{"type": "Linearized", "link": {"type": "Probit"}}`.
+
+    Args:
+        value: The setting. Numbers of numpy and tensors of one number become Python's.
+        name: What it is called, for errors; by default its class.
+
+    Returns:
+        The JSON data; of an object of the user's own that is no dataclass, its class alone.
+
+    Raises:
+        CheckpointError: If it holds something that could not be read again, such as an array.
+    """
+    value = _as_python(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, tuple):
-        return [encode(one) for one in value]
-    if not is_dataclass(value) or isinstance(value, type):
-        return {"type": type(value).__name__}
-    content = {field.name: encode(getattr(value, field.name)) for field in fields(value)}
-    return {"type": type(value).__name__, **content}
+    if isinstance(value, tuple | list):
+        return [encode(one, f"{name or 'setting'}[{n}]") for n, one in enumerate(value)]
+    own = type(value).__name__
+    if is_dataclass(value) and not isinstance(value, type):
+        inside = {f.name: encode(getattr(value, f.name), f"{own}.{f.name}") for f in fields(value)}
+        return {"type": own, **inside}
+    if type(value).__module__.partition(".")[0] in _OF_DATA:
+        raise CheckpointError(
+            f"The setting {name or own} is {value!r} ({own}), which could not be read again. "
+            "Settings hold None, numbers, words, tuples of these, and other settings: give one of "
+            "those, such as 0.25, and save again."
+        )
+    return {"type": own}
+
+
+def _as_python(value: Any) -> Any:
+    """A number of numpy, or a tensor or an array of no dimension, as Python's own."""
+    scalar = isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0
+    return value.item() if scalar else value
 
 
 def decode(content: Any, *, strict: bool = True, more: Sequence[type] = ()) -> Any:

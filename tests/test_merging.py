@@ -27,6 +27,7 @@ from posthoc_bhpeft.errors import ConfigError, ModelError
 from posthoc_bhpeft.merging import common_prior, merge
 from posthoc_bhpeft.merging.checks import check_common_start, likeness
 from posthoc_bhpeft.prior import GaussianPrior
+from posthoc_bhpeft.review import ReviewRule
 from tests.hybrid.families import tiny_batch
 from tests.models import hybrid, mlp, pairs, randomize, targets
 from tests.test_chaining import NOISE, SideBySide, assert_same_gaussian, learn, precision, start
@@ -87,6 +88,16 @@ def test_merging_in_two_steps_is_merging_at_once():
     parts = [learn(prior, part, DenseGGN()) for part in parts_of(DATA, 3)]
     pair = merge(parts[:2], prior=prior)
     assert_same_gaussian(merge([pair, parts[2]], prior=prior), merge(parts, prior=prior))
+
+
+def test_nobody_has_audited_a_merged_posterior():
+    """A part's rule for review promises something about that part's answers alone."""
+    prior = start()
+    parts = [learn(prior, part, DenseGGN()) for part in parts_of(DATA, 2)]
+    rule = ReviewRule("total", 0.3, "At most 5 % are wrong.", 8, "0" * 64, "Linearized()")
+    audited = [part.with_review(rule) for part in parts]
+    assert merge(audited, prior=prior).review_rule is None
+    assert all(part.review_rule is rule for part in audited)
 
 
 def test_a_merged_posterior_is_a_prior_like_any_other():

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from posthoc_bhpeft import (
     KFAC,
@@ -84,14 +87,52 @@ class Homemade:
     depth: int = 3
 
 
-@pytest.mark.parametrize(
-    "value", [Homemade(), object(), Homemade], ids=["setting", "object", "class"]
-)
+class Bare:
+    """A setting of a user's own that is no dataclass, such as a link without fields."""
+
+
+@pytest.mark.parametrize("value", [Homemade(), Bare()], ids=["setting", "no dataclass"])
 def test_a_strangers_setting_is_written_but_not_made_up(value: Any) -> None:
     content = json.loads(json.dumps(encode(value)))
     with pytest.raises(CheckpointError, match=r"predictive=\.\.\."):
         decode(content)
     assert decode(content, strict=False) == content
+
+
+NUMBERS = [
+    (Gaussian(np.float32(0.25)), Gaussian(0.25)),  # type: ignore[arg-type]
+    (Gaussian(torch.tensor(0.25)), Gaussian(0.25)),  # type: ignore[arg-type]
+    (Gaussian(np.array(0.25)), Gaussian(0.25)),  # type: ignore[arg-type]
+    (Linearized(MonteCarlo(np.int64(20))), Linearized(MonteCarlo(20))),  # type: ignore[arg-type]
+    (Tempered(np.float64(1.3)), Tempered(1.3)),
+    (Linearized(centred=np.bool_(False)), Linearized(centred=False)),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize(("value", "plain"), NUMBERS, ids=repr)
+def test_numbers_of_other_libraries_are_numbers(value: Any, plain: Any) -> None:
+    found = decode(json.loads(json.dumps(encode(value))))
+    assert found == plain
+    assert repr(found) == repr(plain)
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (Gaussian(np.array([0.25])), "Gaussian.noise_variance"),  # type: ignore[arg-type]
+        (Gaussian(torch.tensor([0.25])), "Gaussian.noise_variance"),  # type: ignore[arg-type]
+        (Gaussian(Decimal("0.25")), "Gaussian.noise_variance"),  # type: ignore[arg-type]
+        (Linearized(Tempered(np.array([1.3]))), "Tempered.temperature"),  # type: ignore[arg-type]
+        (Homemade((1, {2: 3})), "Homemade.depth[1]"),  # type: ignore[arg-type]
+        (object(), "object"),
+        (Homemade, "type"),
+    ],
+    ids=["array", "tensor", "decimal", "inside", "dict", "object", "class"],
+)
+def test_what_could_not_be_read_again_is_not_written(value: Any, name: str) -> None:
+    with pytest.raises(CheckpointError, match="could not be read again") as caught:
+        encode(value)
+    assert f"The setting {name} is " in str(caught.value)
 
 
 def test_a_field_of_another_version() -> None:

@@ -27,6 +27,8 @@ _TAKEN = frozenset({"probabilities", "label", "labels", "text", "texts", *UNCERT
 # Written by `bhpeft predict`; in any other file these names are columns like all others.
 _OF_PREDICT = frozenset({"index", "prediction", "name", "review", "set", "standard_deviation"})
 _ONE_CLASS = re.compile(r"(?:p|prob|probability)[_.:](.+)")
+# 1.10 is left alone: as a name it may be another class than 1.1.
+_WHOLE = re.compile(r"(-?\d+)\.0+")
 _FORMS = (
     "Expected a column 'probabilities' with a list for each row, or a column for each class named "
     "p_CLASS or probability_CLASS; and 'label', a class or its number (docs/audit.md)."
@@ -149,7 +151,7 @@ def _labels(columns: Columns, names: tuple[str, ...] | None, classes: int) -> Fl
     values = columns.get("label", columns.get("labels"))
     if values is None or all(value is None for value in values):
         return None
-    codes = {name: c for c, name in enumerate(names or map(str, range(classes)))}
+    codes = _codes(names or tuple(map(str, range(classes))))
     if absent := [n for n, v in enumerate(values) if is_missing(v) and _name(v) not in codes]:
         raise DataError(
             f"{len(absent)} of {len(values)} rows have no label (first: row {absent[0]}). Leave "
@@ -170,16 +172,38 @@ def _labels(columns: Columns, names: tuple[str, ...] | None, classes: int) -> Fl
     return _numbers(values)
 
 
+def _codes(names: Sequence[str]) -> dict[str, int]:
+    """The number of each class by its name as `_name` writes it.
+
+    Raises:
+        DataError: If two different names are one number, so that a label could be either.
+    """
+    codes: dict[str, int] = {}
+    for c, name in enumerate(names):
+        other = names[codes.get(_name(name), c)]
+        if other != name:
+            raise DataError(
+                f"The classes {other!r} and {name!r} are the same number, so nothing says which "
+                "one a label means. Rename one of them."
+            )
+        codes[_name(name)] = c
+    return codes
+
+
 def _name(value: Any) -> str:
-    """A label as the name of a class: 2 and 2.0 are `2`, and what csv reads as yes-or-no `true`."""
+    """A label or a class by one name: 2, 2.0 and "2.0" are `2`; csv's yes-or-no is `true`."""
     if isinstance(value, bool):
         return str(value).lower()
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    text = str(value)
+    whole = _WHOLE.fullmatch(text)
+    return text if whole is None else whole[1]
 
 
 def _are_numbers(names: Mapping[str, int]) -> bool:
     """Whether classes are called by numbers, so that a number is a name and no position."""
-    return all(re.fullmatch(r"-?\d+", name) for name in names)
+    return all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in names)
 
 
 def _numbers(values: Sequence[Any]) -> Floats:

@@ -42,6 +42,10 @@ class Predictions:
     about: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # A threshold is found and applied in float64; of float32, ties would fall on both sides.
+        object.__setattr__(self, "probabilities", as_floats(self.probabilities))
+        scores = {name: as_floats(values) for name, values in self.scores.items()}
+        object.__setattr__(self, "scores", scores)
         for name, size in self.sizes():
             if size != len(self.probabilities):
                 raise DataError(f"{name} has {size} entries for {len(self.probabilities)} rows.")

@@ -25,7 +25,7 @@ class Audited:
     Attributes:
         name: For tables.
         predictions: What it said.
-        figures: Each metric of the catalogue with its bootstrap interval, by name.
+        figures: Each metric of the catalogue with its interval, by name.
         detection: For rows out of distribution: AUROC, AUPR and FPR95 of each score, by name.
     """
 

@@ -64,7 +64,8 @@ def merge(
 
     Returns:
         A Bayesian model on a copy of the first one's model, at the merged mean. Its log likelihood
-        is the sum of the parts' quadratic approximations; see `System.log_likelihood_change`.
+        is the sum of the parts' quadratic approximations; see `System.log_likelihood_change`. It
+        has no rule for review: those of the parts promise nothing about it.
 
     Raises:
         ConfigError: If there are fewer than two, or they differ in blocks, outputs, label names,
@@ -103,8 +104,13 @@ def merge(
         first.posterior.n_outputs,
         products,
     )
+    # A part's rule promises something about that part alone; nobody has audited the whole.
     return replace(
-        first, model=model, posterior=merged, reason=describe(posteriors, solutions, errors)
+        first,
+        model=model,
+        posterior=merged,
+        reason=describe(posteriors, solutions, errors),
+        review_rule=None,
     )
 
 

@@ -205,6 +205,8 @@ class Tempered(Link):
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
             raise ConfigError(f"Tempered({self.temperature!r}): a temperature is above 0.")
+        # A number of numpy would be written otherwise before it is saved than after.
+        object.__setattr__(self, "temperature", float(self.temperature))
 
     def softmax(self, mean: Tensor, covariance: Tensor) -> Tensor:
         return self.link.softmax(mean / self.temperature, covariance / self.temperature**2)

@@ -13,6 +13,8 @@ from posthoc_bhpeft.errors import DataError
 # By their length: strptime itself would take 202431 for a day.
 _SHORT = {4: "%Y", 7: "%Y-%m", 8: "%Y%m%d"}
 _YEARS = range(1000, 3000)
+# What a table makes of a column of 20240309.
+_EIGHT_DIGITS = range(10_000_000, 100_000_000)
 
 
 class Every(str, Enum):
@@ -86,9 +88,16 @@ def _moment(value: Any) -> datetime | None:
         return _without_zone(value)
     if isinstance(value, date):
         return datetime(value.year, value.month, value.day)
-    if isinstance(value, int) and not isinstance(value, bool) and value in _YEARS:
-        return datetime(value, 1, 1)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _of_number(value)
     return _parsed(value.strip()) if isinstance(value, str) else None
+
+
+def _of_number(value: int) -> datetime | None:
+    """A year, or a day written as one number."""
+    if value in _YEARS:
+        return datetime(value, 1, 1)
+    return _parsed(str(value)) if value in _EIGHT_DIGITS else None
 
 
 def _parsed(text: str) -> datetime | None:

@@ -197,3 +197,14 @@ def test_what_makes_no_sets() -> None:
     rule = SetRule(LAC(), (0.5, 0.5, 0.5), "")
     with pytest.raises(ConfigError, match=r"made for 3 classes.*have 4"):
         rule.sets(torch.tensor(rows.probabilities))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_ties_in_single_precision_are_inside_like_the_row_on_the_threshold(method: Any) -> None:
+    """As softmax().numpy() gives them: thresholds are found and applied in float64."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        few = torch.tensor(rng.normal(size=(12, 4)), dtype=torch.float32).softmax(1).numpy()
+        rows = Predictions(few[rng.integers(12, size=300)], rng.integers(4, size=300))
+        sets = conformal_sets(rows, 0.05, method=method)
+        assert check_sets(sets, rows).coverage.estimate >= 0.95

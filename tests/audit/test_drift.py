@@ -5,6 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_ind
 
 from posthoc_bhpeft.audit.drift import drift
 from posthoc_bhpeft.audit.drift.labelshift import estimate_labels
@@ -20,6 +21,7 @@ from posthoc_bhpeft.audit.drift.twosample import (
 from posthoc_bhpeft.audit.predictions import Predictions
 from posthoc_bhpeft.errors import ConfigError, DataError
 
+RNG = np.random.default_rng(0)
 OLD, NEW = ["rates", "hold", "growth", "bank"], ["covid", "taper", "mask", "bank"]
 
 
@@ -81,8 +83,33 @@ def test_mean_difference_is_as_wide_as_welchs_interval() -> None:
     error = np.sqrt(one.var() / 400 + two.var() / 300)
     assert found.estimate == pytest.approx(one.mean() - two.mean())
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.06)
-    assert (p < 0.05) == (found.low > 0 or found.high < 0)
+    # Rows are dealt anew from the pool, so its spread decides, as in Student's test.
+    expected = ttest_ind(one, two).pvalue
+    assert p == pytest.approx(expected, abs=3 * np.sqrt(expected * (1 - expected) / 1999) + 1e-3)
     assert mean_difference(one, one, rng)[1] > 0.5
+
+
+def test_the_p_value_of_means_is_that_of_all_permutations() -> None:
+    one, two = np.array([0.0, 0.2, 0.3]), np.array([0.1, 0.9, 1.0, 1.4, 2.0])
+    pooled = np.concatenate([one, two])
+    centre = pooled.mean()
+    far = [abs(pooled[list(chosen)].mean() - centre) for chosen in combinations(range(8), 3)]
+    exact = np.mean(np.array(far) >= abs(one.mean() - centre) - 1e-12)
+    for sets in ((one, two), (two, one)):
+        _, p = mean_difference(*sets, np.random.default_rng(0), resamples=10)
+        # Three standard errors of 1,999 draws.
+        assert p == pytest.approx(exact, abs=3 * np.sqrt(exact * (1 - exact) / 1999) + 1e-3)
+
+
+def test_what_differs_by_rounding_does_not_differ() -> None:
+    """A mean of 30 equal scores and one of 1,000 of them differ in their last digit."""
+    score = 1.0 - 0.97
+    one, two = np.full(30, score), np.full(1000, score)
+    assert one.mean() != two.mean()
+    found, p = mean_difference(one, two, np.random.default_rng(0), resamples=50)
+    assert (found.estimate, found.low, found.high, p) == (0.0, 0.0, 0.0, 1.0)
+    late = trend("x", two, np.sort(np.random.default_rng(0).integers(9, size=1000)), RNG)
+    assert (late.correlation, late.p_value) == (0.0, 1.0)
 
 
 def test_equal_sets_are_told_apart_by_chance_alone() -> None:
@@ -169,6 +196,49 @@ def test_no_drift_is_seldom_found_where_there_is_none() -> None:
     (sentence,) = quiet.findings
     assert sentence.startswith("9 tests show no drift of 60 rows from 60 of the reference. A ")
     assert f"between {low:.2f} and {high:.2f}, where 0.5 is not at all." in sentence
+
+
+def sure(count: int, wrong: int) -> Predictions:
+    """Every answer as sure as every other, the first ones wrong."""
+    p = np.tile([0.97, 0.03], (count, 1))
+    p[::2] = p[::2, ::-1]
+    y = p.argmax(axis=1)
+    y[:wrong] = 1 - y[:wrong]
+    return Predictions(p, y)
+
+
+def test_thirty_right_answers_are_no_drift() -> None:
+    """As many as 40 % of such sets have no error at an accuracy of 97 %."""
+    found = drift(sure(30, 0), sure(1000, 30))
+    (sentence,) = found.findings
+    assert sentence.startswith("6 tests show no drift of 30 rows from 1000 of the reference.")
+    assert found.accuracy is not None
+    assert found.accuracy.low < 0.0 < found.accuracy.estimate < found.accuracy.high
+
+
+def test_few_rows_of_a_good_model_are_seldom_taken_for_drift() -> None:
+    """Right in 97 %, and skewed scores: where all rows are right, resamples never vary."""
+
+    def drawn(count: int, rng: np.random.Generator) -> Predictions:
+        made = sure(count, 0)
+        assert made.labels is not None
+        wrong = rng.random(count) < 0.03
+        score = {"epistemic": rng.gamma(0.5, 0.02, count), "novelty": rng.lognormal(0, 1, count)}
+        return replace(made, labels=np.where(wrong, 1 - made.labels, made.labels), scores=score)
+
+    alarms = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        now, reference = drawn(30, rng), drawn(500, rng)
+        tests = drift(now, reference, permutations=19, max_rows=30, seed=seed).tests
+        alarms += min(tests.values()) < 0.05
+    assert alarms <= 4
+
+
+def test_many_errors_among_few_rows_are_a_drift() -> None:
+    found = drift(sure(40, 8), sure(1000, 30))
+    assert found.findings[0].startswith("Accuracy fell from 97.0 % in the reference to 80.0 % (a")
+    assert "17 points above accuracy now" in found.findings[1]
 
 
 def test_what_changed_is_said_in_words() -> None:

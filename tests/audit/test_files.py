@@ -164,6 +164,41 @@ def test_classes_called_by_numbers_are_names_and_no_positions(tmp_path: Path) ->
     assert "label '0' is none of the classes: 1, 2" in refused(tmp_path, [{**rows[0], "label": 0}])
 
 
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.npz"])
+@pytest.mark.parametrize(
+    "form", [float, int, str, "{:.1f}".format], ids=["4.0", "4", "'4'", "'4.0'"]
+)
+def test_stars_are_one_class_however_they_are_written(
+    tmp_path: Path, form: Callable[[int], Any], name: str
+) -> None:
+    """Columns p_1.0 to p_5.0, as a table of floats has them."""
+    stars = {f"p_{star}.0": 0.6 if star == 4 else 0.1 for star in range(1, 6)}
+    found = read(tmp_path, [{**stars, "label": form(star)} for star in (4, 1, 5)], name)
+    assert found.label_names == ("1.0", "2.0", "3.0", "4.0", "5.0")
+    assert found.labels is not None
+    assert found.labels.tolist() == [3, 0, 4]
+    assert "label '0' is none of the classes: 1, 2" in refused(
+        tmp_path, [{**stars, "label": form(star)} for star in (4, 0)], name
+    )
+
+
+def test_grades_that_are_no_whole_numbers(tmp_path: Path) -> None:
+    rows: Rows = [{"p_1.5": 0.2, "p_2.0": 0.8, "label": y} for y in (2.0, 1.5, "1.5", 2)]
+    found = read(tmp_path, rows[:2]).labels
+    assert found is not None
+    assert found.tolist() == [1, 0]
+    assert "label '1' is none of the classes: 1.5, 2" in refused(
+        tmp_path, [{**rows[0], "label": 1}]
+    )
+
+
+def test_two_classes_that_are_one_number(tmp_path: Path) -> None:
+    rows: Rows = [{"p_1": 0.2, "p_1.0": 0.8}]
+    assert read(tmp_path, rows).label_names == ("1", "1.0")
+    said = refused(tmp_path, [{**rows[0], "label": 1}])
+    assert "classes '1' and '1.0' are the same number" in said
+
+
 def test_classes_called_minus_one_and_one(tmp_path: Path) -> None:
     rows: Rows = [{"p_-1": 0.2, "p_1": 0.8, "label": y} for y in (-1, 1)]
     found = read(tmp_path, rows).labels

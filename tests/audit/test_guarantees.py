@@ -198,18 +198,6 @@ def test_a_share_needs_rows() -> None:
     assert g.rows_without_error(0.2, 0.95) == 14
 
 
-@pytest.mark.parametrize(("count", "rows"), [(0, 7), (3, 11), (11, 11), (40, 500)])
-def test_the_interval_is_that_of_clopper_and_pearson(count: int, rows: int) -> None:
-    found = g.share_interval(count, rows)
-    exact = binomtest(count, rows).proportion_ci(0.95, method="exact")
-    assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=1e-9)
-    assert found.estimate == count / rows
-
-
-def test_no_rows_have_no_interval() -> None:
-    assert math.isnan(g.share_interval(0, 0).estimate)
-
-
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.1, 5.0, math.nan])
 def test_a_share_lies_between_zero_and_one(value: float) -> None:
     with pytest.raises(ConfigError, match=r"rate is .* between 0 and 1, such as 0.05 for 5 %"):

@@ -33,11 +33,11 @@ def only(names: tuple[str, ...], given: Predictions, resamples: int) -> dict[str
     metrics = tuple(metric for metric in METRICS if metric.name in names)
     pieces = (Resampled(rows, w) for w in draw_weights(len(rows), resamples, None))
     found = drawn_figures(metrics, rows.whole, pieces)
-    return {m.name: found[m.name].interval(0.95, m.least, m.most) for m in metrics}
+    return {m.name: m.interval(found[m.name], rows.whole, 0.95) for m in metrics}
 
 
 def test_some_metrics_are_measured_as_all_are() -> None:
-    names = ("accuracy", "ece", "classwise_ece")
+    names = ("accuracy", "ece", "classwise_ece", "errors_removed_at_10")
     whole = measure(predictions(), resamples=30)
     assert only(names, predictions(), 30) == {name: whole[name] for name in names}
 
@@ -73,6 +73,23 @@ def test_calibration_errors_of_a_calibrated_model_reach_down_to_zero() -> None:
 def test_calibration_errors_of_an_overconfident_model_do_not() -> None:
     found = measure(predictions(2000, sharpness=3.0), resamples=100)
     assert all(found[name].low > 0 for name in CALIBRATION)
+
+
+def test_the_share_of_a_few_errors_that_doubt_finds_is_not_made_certain() -> None:
+    """Three errors on average, half of them in the least certain tenth."""
+    held, by_chance = [], []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        doubt = rng.random(300)
+        wrong = rng.random(300) < np.where(doubt > 0.9, 0.05, 0.005 / 0.9)
+        c = 1 - 0.4 * doubt
+        given = Predictions(np.stack([c, 1 - c], axis=1), wrong.astype(int))
+        found = only(("errors_removed_at_10",), given, 20)["errors_removed_at_10"]
+        if found.known:
+            held.append(found.low <= 0.5 <= found.high)
+            by_chance.append(found.high <= 0.1)
+    assert np.mean(held) >= 0.95 - 3 * 0.022
+    assert sum(by_chance) <= 1
 
 
 def test_chance_is_explicit() -> None:

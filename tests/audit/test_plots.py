@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -23,6 +26,7 @@ from posthoc_bhpeft.audit.plots import (
     periods_plot,
     slices_plot,
 )
+from posthoc_bhpeft.audit.plots.canvas import literal, shortened
 from posthoc_bhpeft.audit.slices import Slice
 from posthoc_bhpeft.errors import ConfigError, DataError
 
@@ -85,6 +89,43 @@ def test_missing_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> 
 def test_no_model_is_said() -> None:
     with pytest.raises(DataError, match="no model"):
         reliability_diagram({}, Y)
+
+
+def drawn(figure: Figure) -> str:
+    """What a reader sees: the words of the picture as written into an SVG."""
+    written = StringIO()
+    with rc_context({"svg.fonttype": "none"}):
+        figure.savefig(written, format="svg")
+    found = ElementTree.fromstring(written.getvalue()).iter("{http://www.w3.org/2000/svg}text")
+    return "\n".join("".join(one.itertext()) for one in found)
+
+
+DOLLARS = ["$5 # $6", "$$", "$x_$", "$10-$20", r"a\$b", "5 $"]
+
+
+@pytest.mark.parametrize("name", DOLLARS)
+def test_dollars_in_names_are_dollars(name: str) -> None:
+    """Two of them would make a formula of what stands between, or an error."""
+    known = Period(name, 10, interval(0.1), interval(0.8), interval(0.7))
+    figures = [
+        slices_plot([group(name)], title=name),
+        confusion_plot(np.array([[5, 1], [2, 9]]), [name, "other"]),
+        periods_plot([known, known]),
+        stream_plot([name, "b"], {name: (0.5, 0.6)}),
+        reliability_diagram({name: P, "other": P}, Y),
+        risk_coverage_plot({name: P}, Y),
+        risk_coverage_plot({"MAP": P}, Y, marks={name: 0.6}),
+    ]
+    for figure in figures:
+        assert name in drawn(figure)
+    assert f"airline: {name}" in drawn(figures[0]).split("\n")
+    assert name in drawn(figures[0]).split("\n"), "the title"
+    assert drawn(figures[1]).split("\n").count(name) == 2
+
+
+def test_a_long_name_is_cut_before_its_dollars_are_marked() -> None:
+    assert shortened("$" * 40, 10) == r"\$" * 7 + "..."
+    assert literal("5 and 6") == "5 and 6"
 
 
 SCORES = {"2023": (0.5, 0.75, 0.625), "2024": (None, 0.25, 1.0), "2025": (None, None, None)}

@@ -22,7 +22,7 @@ from posthoc_bhpeft.audit.report.drawings import drawings, inline, marks
 from posthoc_bhpeft.audit.report.examples import MOST_LETTERS, galleries
 from posthoc_bhpeft.audit.report.glossary import ordered, term
 from posthoc_bhpeft.audit.report.tables import judged, rows
-from posthoc_bhpeft.audit.result import Audit
+from posthoc_bhpeft.audit.result import Audit, Audited
 from posthoc_bhpeft.audit.words import between, number, p_value, percent
 from posthoc_bhpeft.errors import CheckpointError, ConfigError
 from tests.audit.audits import audit_of, decision, group, interval, predictions
@@ -317,6 +317,26 @@ def test_nothing_is_left_where_writing_fails(
         write_class_report(audit_of(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     assert (tmp_path / "report.html").read_text() == "old"
+
+
+def test_names_with_dollars_are_written_as_they_are(tmp_path: Path) -> None:
+    """Prices as classes, columns and values; matplotlib would read a formula between two `$`."""
+    said = replace(predictions(), label_names=("$5 # $6", "$$", "$10-$20"))
+    found = audit_of(slices=(replace(group("$x_$"), column="$20-$30"),), drift=drift())
+    made = replace(
+        found,
+        subject=replace(found.subject, name="$a$ # $", predictions=said),
+        rivals=(Audited("$b_$", said, found.subject.figures),),
+        differences={"$b_$": found.subject.figures},
+    )
+    write_class_report(made, tmp_path)
+    assert {"confusion.png", "slices.png", "reliability.png"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
+    pictures = drawings(made)
+    assert "$20-$30: $x_$<" in pictures["slices"].svg()
+    assert "$a$ # $: AURC" in pictures["risk_coverage"].svg()
+    assert "$b_$: AURC" in pictures["risk_coverage"].svg()
 
 
 def test_missing_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from posthoc_bhpeft.audit.metrics import selective
 from posthoc_bhpeft.audit.metrics.rows import Rows
+from posthoc_bhpeft.audit.metrics.shares import share_interval
 from posthoc_bhpeft.errors import ConfigError
 from tests.audit.drawn import Pair, pairs
 
@@ -76,3 +77,30 @@ def test_without_an_error_there_is_no_share_of_errors() -> None:
 def test_a_coverage_out_of_range_is_refused(coverage: float) -> None:
     with pytest.raises(ConfigError, match="share"):
         selective.accuracy_at_coverage(*pairs()["two classes"], coverage)
+
+
+def rejected(count: int, errors: int, rows: int = 300) -> Rows:
+    """So many errors, `count` of them among the least certain tenth."""
+    wrong = np.r_[np.arange(rows // 10) < count, np.arange(rows - rows // 10) < errors - count]
+    return Rows.checked(np.tile([0.6, 0.4], (rows, 1)), wrong.astype(int), -np.arange(rows))
+
+
+@pytest.mark.parametrize(("count", "errors"), [(0, 1), (0, 3), (3, 3), (9, 60), (20, 29)])
+def test_few_errors_rejected_or_kept_have_an_exact_interval(count: int, errors: int) -> None:
+    found = selective.errors_removed_interval(rejected(count, errors).whole, 0.9)
+    assert found == share_interval(count, errors, 0.9)
+
+
+def test_many_errors_rejected_and_kept_are_left_to_resamples() -> None:
+    assert selective.errors_removed_interval(rejected(10, 20).whole, 0.95) is None
+
+
+def test_the_exact_interval_takes_ties_by_expectation_and_needs_an_error() -> None:
+    p, wrong = np.tile([0.6, 0.4], (100, 1)), np.arange(100) < 7
+    found = selective.errors_removed_interval(Rows.checked(p, wrong.astype(int)).whole, 0.95)
+    assert found is not None
+    assert found.estimate == pytest.approx(0.1)
+    assert found.low < 0.1 < found.high
+    none = selective.errors_removed_interval(Rows.checked(p, np.zeros(100)).whole, 0.95)
+    assert none is not None
+    assert not none.known

@@ -7,6 +7,7 @@ import pytest
 
 from posthoc_bhpeft.audit.slices.significance import (
     Correction,
+    accuracy_difference,
     accuracy_p_value,
     adjust,
     calibration_p_value,
@@ -140,3 +141,16 @@ def test_settings_are_checked() -> None:
         adjust([0.1], "bonferroni")
     with pytest.raises(ConfigError, match=r"level is 95.*inside \(0, 1\)"):
         check_level(95)
+
+
+def test_a_difference_of_accuracies_has_newcombes_interval() -> None:
+    """The examples 56/70 less 48/80, 9/10 less 3/10 and 10/10 less 0/10 of Newcombe (1998)."""
+    published = {
+        (56, 70, 48, 80): (0.0524, 0.3339),
+        (9, 10, 3, 10): (0.1705, 0.8090),
+        (10, 10, 0, 10): (0.6075, 1.0),
+    }
+    for (one, rows, two, others), ends in published.items():
+        found = accuracy_difference(np.arange(rows) < one, np.arange(others) < two)
+        assert found.estimate == pytest.approx(one / rows - two / others)
+        assert (found.low, found.high) == pytest.approx(ends, abs=5e-5)

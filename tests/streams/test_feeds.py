@@ -96,6 +96,7 @@ def test_spans_of_time_come_in_their_order(every, names):
         2024,
         "2024-01",
         "20240101",
+        20240101,
         "2024/01/01",
         " 2024-01-01 ",
         "2024-01-01T00:00:00Z",
@@ -111,7 +112,9 @@ def test_dates_in_many_forms(value):
 
 
 @pytest.mark.parametrize(
-    "value", ["soon", "", None, 7, True, 1.5, "202431", "2024-13-01"], ids=repr
+    "value",
+    ["soon", "", None, 7, True, 1.5, "202431", "2024-13-01", 20241301, 123456789, -20240101],
+    ids=repr,
 )
 def test_what_is_no_date_is_named_with_its_row(value):
     data = rows({"at": ["2024", "2024", value]}).take([1, 2])
@@ -119,6 +122,16 @@ def test_what_is_no_date_is_named_with_its_row(value):
         rounds_by_column(data, "at", every=Every.YEAR)
     assert repr(value) in str(error.value)
     assert "Supported: 2024, 2024-03" in str(error.value)
+
+
+def test_days_that_a_table_reads_as_numbers(tmp_path):
+    lines = ["text,label,day", "a,yes,20240309", "b,no,20240309", "c,yes,20250101"]
+    (tmp_path / "train.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    data = load_rows(tmp_path / "train.csv", "train", text_column="text", label_column="label")
+    assert set(map(type, data.columns["day"])) == {int}
+    assert read_dates(data, "day") == (*[datetime(2024, 3, 9)] * 2, datetime(2025, 1, 1))
+    found = rounds_by_column(data, "day", every=Every.MONTH, shares=NONE_KEPT)
+    assert [one.name for one in found] == ["2024-03", "2025-01"]
 
 
 def test_eras_have_about_equally_many_rows_and_share_no_day():

@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from posthoc_bhpeft.audit.arrays import Floats
-from posthoc_bhpeft.audit.decisions.guarantees import check_open, percent, share_interval
+from posthoc_bhpeft.audit.decisions.guarantees import check_open, percent
 from posthoc_bhpeft.audit.metrics import Interval
+from posthoc_bhpeft.audit.metrics.shares import share_interval
 from posthoc_bhpeft.audit.predictions import Predictions
 from posthoc_bhpeft.errors import DataError
 from posthoc_bhpeft.sets import LAC, SetMethod, SetRule

@@ -33,7 +33,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posthoc_bhpeft.audit.arrays import Floats
-from posthoc_bhpeft.audit.metrics import Interval
 from posthoc_bhpeft.errors import ConfigError
 
 _WALKS = 4
@@ -154,21 +153,6 @@ def threshold_for_share(scores: Floats, share: float, confidence: float) -> floa
     if not enough.any():
         return None
     return float(np.sort(scores)[int(enough.argmax())])
-
-
-def share_interval(count: int, rows: int, confidence: float = 0.95) -> Interval:
-    """A share with its exact interval (Clopper and Pearson 1934); NaN of no rows.
-
-    https://doi.org/10.1093/biomet/26.4.404
-    """
-    from scipy.stats import beta
-
-    if rows == 0:
-        return Interval(math.nan, math.nan, math.nan)
-    tail = 0.5 * (1.0 - confidence)
-    low = 0.0 if count == 0 else float(beta.ppf(tail, count, rows - count + 1))
-    high = 1.0 if count == rows else float(beta.ppf(1.0 - tail, count + 1, rows - count))
-    return Interval(count / rows, low, high)
 
 
 def check_open(name: str, value: float) -> None:

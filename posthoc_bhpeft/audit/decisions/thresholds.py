@@ -14,12 +14,12 @@ from posthoc_bhpeft.audit.decisions.guarantees import (
     check_open,
     percent,
     rows_without_error,
-    share_interval,
     threshold_for_errors,
     threshold_for_share,
 )
 from posthoc_bhpeft.audit.decisions.needed import missing_rows
 from posthoc_bhpeft.audit.metrics import Interval
+from posthoc_bhpeft.audit.metrics.shares import share_interval
 from posthoc_bhpeft.audit.predictions import CONFIDENCE, Predictions
 from posthoc_bhpeft.errors import ConfigError, DataError
 from posthoc_bhpeft.review import ReviewRule

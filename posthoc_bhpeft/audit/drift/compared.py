@@ -20,7 +20,12 @@ from posthoc_bhpeft.audit.drift.twosample import (
 )
 from posthoc_bhpeft.audit.metrics import Interval
 from posthoc_bhpeft.audit.predictions import CONFIDENCE, Predictions
-from posthoc_bhpeft.audit.slices.significance import adjust, check_level
+from posthoc_bhpeft.audit.slices.significance import (
+    accuracy_difference,
+    accuracy_p_value,
+    adjust,
+    check_level,
+)
 from posthoc_bhpeft.errors import ConfigError, DataError
 
 EPISTEMIC, NOVELTY = "epistemic", "novelty"
@@ -232,13 +237,19 @@ def _with_labels(
     rng: np.random.Generator,
     level: float,
 ) -> tuple[float | None, Interval | None, Interval | None]:
-    """Shift of the true classes, and changes of accuracy and of the gap; tests are added."""
+    """Shift of the true classes, and changes of accuracy and of the gap; tests are added.
+
+    Right and wrong are counts, so accuracy has an exact test, and an interval that is not empty
+    where every row is right.
+    """
     if now.labels is None or reference.labels is None:
         return None, None, None
     shift = homogeneity_p_value(_counts(now, now.labels), _counts(now, reference.labels), rng)
-    one, two = (each.right.astype(np.float64) for each in (now, reference))
-    accuracy, p_accuracy = mean_difference(one, two, rng, level=level)
-    gap, p_gap = mean_difference(now.confidence - one, reference.confidence - two, rng, level=level)
+    accuracy = accuracy_difference(now.right, reference.right, level)
+    gap, p_gap = mean_difference(
+        now.confidence - now.right, reference.confidence - reference.right, rng, level=level
+    )
+    p_accuracy = accuracy_p_value(now.right, reference.right)
     tests |= {"true classes": shift, "accuracy": p_accuracy, "gap": p_gap}
     return shift, accuracy, gap
 

@@ -149,7 +149,8 @@ def trend(of: str, values: Floats, ranks: NDArray[np.int64], rng: np.random.Gene
     p = (1 + (drawn >= seen * (1.0 - 1e-12)).sum()) / (1 + _PERMUTATIONS)
     late = ranks >= np.quantile(ranks, 0.5) if len(sums) > 1 else np.ones(len(ranks), dtype=bool)
     late = late if not late.all() else ranks > ranks.min()
-    if late.all() or not late.any() or centred.std() == 0:
+    # Equal values may be off their own mean by rounding, which is nothing that goes with time.
+    if late.all() or not late.any() or np.ptp(values) == 0:
         return Trend(of, 0.0, 1.0, float(values.mean()), float(values.mean()))
     correlation = float(np.corrcoef(ranks, values)[0, 1])
     early, later = float(values[~late].mean()), float(values[late].mean())

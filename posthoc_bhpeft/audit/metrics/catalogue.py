@@ -18,6 +18,7 @@ from posthoc_bhpeft.audit.metrics import (
     selective,
     smooth,
 )
+from posthoc_bhpeft.audit.metrics.bootstrap import Draws, Interval
 from posthoc_bhpeft.audit.metrics.detection import Scored
 from posthoc_bhpeft.audit.metrics.gaussian import DrawnGaussians
 from posthoc_bhpeft.audit.metrics.rows import Resampled, Rows
@@ -45,6 +46,8 @@ class Metric(Generic[Drawn]):
         least: The smallest value that it can take.
         most: The largest.
         target: The best value, where `better` says so.
+        exact: Its interval from all rows and a level, for a figure that may rest on so few of them
+            that resamples tell too little; where it gives `None`, they tell enough.
     """
 
     name: str
@@ -60,6 +63,12 @@ class Metric(Generic[Drawn]):
     least: float = 0.0
     most: float = 1.0
     target: float | None = None
+    exact: Callable[[Drawn, float], Interval | None] | None = None
+
+    def interval(self, draws: Draws, whole: Drawn, level: float) -> Interval:
+        """Its interval: from the resamples, unless it has an exact one for these rows."""
+        exact = None if self.exact is None else self.exact(whole, level)
+        return draws.interval(level, self.least, self.most) if exact is None else exact
 
     def show(self, value: float) -> str:
         """A value for a table: four decimals, per cent for a share, `n/a` where there is none."""
@@ -261,6 +270,7 @@ METRICS: tuple[Metric[Resampled], ...] = (
         "share",
         "https://arxiv.org/abs/1705.08500",
         selective.errors_removed_of,
+        exact=selective.errors_removed_interval,
     ),
 )
 

@@ -28,12 +28,13 @@ def measure(
     level: float = 0.95,
     generator: torch.Generator | None = None,
 ) -> Mapping[str, Interval]:
-    """Every metric of `METRICS` with its bootstrap interval, by name.
+    """Every metric of `METRICS` with its interval, by name.
 
     Rows are drawn again with replacement; all metrics see the same resamples. Calibration errors
     and F1 are moved to one side by noise, and percentiles of resamples would be moved twice: their
     intervals are reflected, and the lower end of a calibration error takes off what noise may have
-    added (`docs/metrics.md` has the measured coverage). An interval always holds its estimate.
+    added (`docs/metrics.md` has the measured coverage). Errors removed have an exact
+    binomial interval where a handful of rows decides them. An interval always holds its estimate.
 
     Args:
         predictions: With labels.
@@ -55,7 +56,7 @@ def measure(
     rows = Rows.of(predictions, score)
     pieces = (Resampled(rows, w) for w in draw_weights(len(rows), resamples, generator))
     found = drawn_figures(METRICS, rows.whole, pieces)
-    return {m.name: found[m.name].interval(level, m.least, m.most) for m in METRICS}
+    return {m.name: m.interval(found[m.name], rows.whole, level) for m in METRICS}
 
 
 def compare(

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from posthoc_bhpeft.audit.arrays import Array, Floats, check_share
+from posthoc_bhpeft.audit.metrics.bootstrap import Interval
 from posthoc_bhpeft.audit.metrics.rows import Resampled, Rows
+from posthoc_bhpeft.audit.metrics.shares import share_interval
+
+# Errors rejected, and errors kept, from which on resamples tell how their share varies.
+_ENOUGH = 10
 
 
 @dataclass(frozen=True)
@@ -178,6 +183,30 @@ def errors_removed_of(drawn: Resampled, share: float = 0.10) -> Floats:
     left = _errors_kept(drawn, _kept(drawn, share))
     found: Floats = 1.0 - np.divide(left, errors, out=np.full_like(left, np.nan), where=errors > 0)
     return found
+
+
+def errors_removed_interval(whole: Resampled, level: float, share: float = 0.10) -> Interval | None:
+    """`Rejection.errors_removed` of all rows with an exact interval, where few errors decide it.
+
+    Of ``m`` errors ``k`` are rejected: a binomial count. Where either kind is few, resamples hold
+    the same few again and again, and an interval from them is far too narrow. With enough of both
+    it holds what it says, and this one would be too wide where many rows are wrong: since as many
+    rows are rejected whatever they are, the count varies less than a binomial one.
+
+    Args:
+        whole: every row once.
+        level: coverage of the interval.
+        share: part of the rows to reject.
+
+    Returns:
+        The interval, NaN without an error; None where resamples tell enough.
+    """
+    errors = int(whole.ranked[1].sum())
+    left = float(_errors_kept(whole, _kept(whole, share))[0])
+    if min(left, errors - left) >= _ENOUGH:
+        return None
+    # A sum of shares of tied rows may miss a whole number by rounding, and leave the range.
+    return share_interval(round(errors - left, 9), errors, level)
 
 
 def _kept(drawn: Resampled, share: float) -> int:

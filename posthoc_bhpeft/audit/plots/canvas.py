@@ -35,7 +35,7 @@ def empty_figure(size: tuple[float, float], title: str) -> Figure:
         ) from error
     figure = Figure(figsize=size, dpi=150, layout="constrained", facecolor=PAPER)
     if title:
-        figure.suptitle(title, fontsize=13, color=INK)
+        figure.suptitle(literal(title), fontsize=13, color=INK)
     return figure
 
 
@@ -61,6 +61,14 @@ def at_least_one(predictions: Mapping[str, Array]) -> int:
     return len(predictions)
 
 
+def literal(text: str) -> str:
+    """Text that is drawn as it is: what stands between two dollars is no formula.
+
+    Names come from data, and matplotlib would stop at `$5 # $6` and lose the signs of `$10-$20`.
+    """
+    return text.replace("$", r"\$")
+
+
 def shortened(name: str, longest: int = 26) -> str:
-    """A name that fits beside a line."""
-    return name if len(name) <= longest else f"{name[: longest - 3]}..."
+    """A name that fits beside a line, drawn as it is (`literal`)."""
+    return literal(name if len(name) <= longest else f"{name[: longest - 3]}...")

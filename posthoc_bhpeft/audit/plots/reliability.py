@@ -24,6 +24,7 @@ from posthoc_bhpeft.audit.plots.canvas import (
     at_least_one,
     clean,
     empty_figure,
+    literal,
 )
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def _reliability_panel(
     axis.plot(r.confidence, r.accuracy, "o-", color=colour, lw=1.6, ms=5, label="accuracy")
     nll = negative_log_likelihood(probabilities, labels)
     ece = expected_calibration_error(probabilities, labels)
-    axis.set_title(f"{name}\n", fontsize=12, color=INK, fontweight="bold")
+    axis.set_title(f"{literal(name)}\n", fontsize=12, color=INK, fontweight="bold")
     axis.text(
         0.5,
         1.02,

@@ -15,6 +15,7 @@ from posthoc_bhpeft.audit.plots.canvas import (
     at_least_one,
     clean,
     empty_figure,
+    literal,
 )
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def risk_coverage_plot(
     ):
         curve = risk_coverage(probabilities, labels, scores.get(name))
         left = errors_after_rejection(probabilities, labels, scores.get(name), share)
-        label = f"{name}: AURC {curve.area:.4f}"
+        label = f"{literal(name)}: AURC {curve.area:.4f}"
         if marks is None:
             label += f", {left.errors_left:.0f} of {left.errors} errors left"
         axis.plot(
@@ -95,8 +96,9 @@ def _point_at(axis: Axes, marks: Mapping[str, float]) -> None:
     """A dotted line at each share kept, with its words, lower for every further one."""
     for place, (words, kept) in enumerate(sorted(marks.items(), key=lambda mark: -mark[1])):
         axis.axvline(100 * kept, color=SOFT, lw=1, ls=":", zorder=0)
+        shown = literal(words)
         axis.annotate(
-            f"{words} " if kept > _LEFT_OF else f" {words}",
+            f"{shown} " if kept > _LEFT_OF else f" {shown}",
             (100 * kept, 0.95 - 0.07 * place),
             xycoords=("data", "axes fraction"),
             ha="right" if kept > _LEFT_OF else "left",

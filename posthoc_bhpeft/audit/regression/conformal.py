@@ -21,9 +21,10 @@ from posthoc_bhpeft.audit.decisions.conformal import (
     coverage_range,
     rows_for_sets,
 )
-from posthoc_bhpeft.audit.decisions.guarantees import check_open, percent, share_interval
+from posthoc_bhpeft.audit.decisions.guarantees import check_open, percent
 from posthoc_bhpeft.audit.metrics import Interval
 from posthoc_bhpeft.audit.metrics.gaussian import reach
+from posthoc_bhpeft.audit.metrics.shares import share_interval
 from posthoc_bhpeft.audit.regression.predictions import RealPredictions
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from posthoc_bhpeft.audit.decisions.guarantees import share_interval
 from posthoc_bhpeft.audit.metrics import Interval
 from posthoc_bhpeft.audit.metrics.bootstrap import check_level
 from posthoc_bhpeft.audit.metrics.gaussian import reach
+from posthoc_bhpeft.audit.metrics.shares import share_interval
 from posthoc_bhpeft.audit.regression.predictions import RealPredictions
 
 LEVELS = (0.50, 0.80, 0.90, 0.95)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posthoc_bhpeft.audit.arrays import Floats
-from posthoc_bhpeft.audit.decisions.guarantees import share_interval
 from posthoc_bhpeft.audit.metrics import Interval
 from posthoc_bhpeft.audit.metrics.bootstrap import check_level
+from posthoc_bhpeft.audit.metrics.shares import share_interval
 from posthoc_bhpeft.audit.regression.predictions import RealPredictions
 from posthoc_bhpeft.audit.slices import LENGTH, Correction
 from posthoc_bhpeft.audit.slices.grouping import Group, group_values

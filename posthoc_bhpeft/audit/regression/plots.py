@@ -16,6 +16,7 @@ from posthoc_bhpeft.audit.plots.canvas import (
     SOFT,
     clean,
     empty_figure,
+    literal,
 )
 from posthoc_bhpeft.audit.regression.predictions import RealPredictions
 from posthoc_bhpeft.errors import DataError
@@ -63,7 +64,9 @@ def interval_plot(
             low, high = share_band(inside, len(model), level)
             axis.fill_between(100 * _LEVELS, 100 * low, 100 * high, color=colour, alpha=0.18, lw=0)
         order = 2 + len(models) - place
-        axis.plot(100 * _LEVELS, 100 * inside, color=colour, lw=2, label=name, zorder=order)
+        axis.plot(
+            100 * _LEVELS, 100 * inside, color=colour, lw=2, label=literal(name), zorder=order
+        )
     axis.set(xlim=(0, 100), ylim=(0, 100))
     axis.set(xlabel="level of the interval (%)", ylabel="targets inside (%)")
     axis.legend(loc="upper left", **LEGEND)
@@ -182,13 +185,13 @@ def error_coverage_plot(
     for place, (name, model, colour) in enumerate(named(models, colours)):
         kept, error = error_left(model)
         order = 2 + len(models) - place
-        axis.plot(100 * kept, error, color=colour, lw=2, label=name, zorder=order)
+        axis.plot(100 * kept, error, color=colour, lw=2, label=literal(name), zorder=order)
         # The first few rows make a curve of jumps; they shall not set the scale.
         highest = max(highest, float(error[len(error) // 20 :].max()))
     for place, (words, kept_by) in enumerate(sorted((marks or {}).items(), key=lambda m: -m[1])):
         axis.axvline(100 * kept_by, color=SOFT, lw=1, ls=":", zorder=0)
         axis.annotate(
-            f"{words} ", (100 * kept_by, 0.95 - 0.07 * place),
+            f"{literal(words)} ", (100 * kept_by, 0.95 - 0.07 * place),
             xycoords=("data", "axes fraction"), ha="right", color=SOFT, fontsize=9,
         )  # fmt: skip
     axis.set(xlim=(0, 100.5), ylim=(0, 1.3 * highest or 1.0))

@@ -81,6 +81,26 @@ def accuracy_p_value(right: NDArray[np.bool_], others: NDArray[np.bool_]) -> flo
     return float(fisher_exact(table)[1])
 
 
+def accuracy_difference(
+    right: NDArray[np.bool_], others: NDArray[np.bool_], level: float = 0.95
+) -> Interval:
+    """Accuracy of a set of rows less that of others, with Newcombe's interval (1998, method 10).
+
+    Each end is as far off as the Wilson ends of the two shares together, so it is not empty where
+    every row is right; https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I.
+
+    Args:
+        right: Whether each row is right, `(N,)`, one or more.
+        others: Whether each of the others is, `(M,)`, one or more.
+        level: Coverage.
+    """
+    one, two = (wilson(int(each.sum()), len(each), level) for each in (right, others))
+    estimate = one.estimate - two.estimate
+    down = np.hypot(one.estimate - one.low, two.high - two.estimate)
+    up = np.hypot(one.high - one.estimate, two.estimate - two.low)
+    return Interval(estimate, float(estimate - down), float(estimate + up))
+
+
 def poisson_binomial(chances: Floats) -> Floats:
     """Distribution of the number of successes in N trials of different chances, `(N + 1,)`.
 

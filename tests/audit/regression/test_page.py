@@ -181,6 +181,14 @@ def test_long_texts_are_cut_at_a_space() -> None:
     assert cut("short") == ("short", "")
 
 
+def test_dollars_in_names_of_models_are_dollars(full: RegressionAudit) -> None:
+    """Two of them would make a formula of what stands between, or an error."""
+    named = replace(full, subject=replace(full.subject, name="$5 # $6"))
+    pictures = real_drawings(named)
+    for name in ("intervals", "error_left"):
+        assert "$5 # $6<" in pictures[name].svg()
+
+
 def test_nothing_to_draw() -> None:
     with pytest.raises(DataError, match="no model to draw"):
         interval_plot({})
