@@ -133,12 +133,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     record = TrainingRecord.read(folder) if known else None
     task = task_of(folder)
     known_by_rows = task.with_choices or task.writes
-    recorded = None if record is None else record.label_names
-    labels = recorded or fitted_names(folder) or checkpoint_labels(folder)
-    labels = None if known_by_rows else labels
+    labels = None if known_by_rows else known_names(folder, record)
     # One output cannot be a choice of classes, whatever the name it is given.
     alone = record is None and labels is not None and len(labels) == 1
     return Checkpoint(folder, record, None if alone else labels, task)
+
+
+def known_names(folder: Path, record: TrainingRecord | None) -> tuple[str, ...] | None:
+    """The names of classes: of the training, of a fit, or of the checkpoint's own making."""
+    recorded = None if record is None else record.label_names
+    return recorded or fitted_names(folder) or checkpoint_labels(folder)
 
 
 def check_no_stream(folder: Path) -> None:
