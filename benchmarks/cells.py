@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import time
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
 import transformers
 from pages import RESULTS
+
+from posthoc_bhpeft.checkpoints import write_text
 
 
 def keyed(label: str, identity: object, digits: int = 12) -> str:
@@ -48,3 +53,31 @@ def quiet() -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
+
+
+def complete(
+    store: Path,
+    wanted: Iterable[Any],
+    run: Callable[[Any], Sequence[Any]],
+    load: Callable[[Path], list[Any]],
+    as_csv: Callable[[list[Any]], str],
+    told: Callable[[Sequence[Any]], str],
+) -> None:
+    """Run what the file does not have, and keep every cell as soon as it is done.
+
+    Args:
+        store: the file of scores.
+        wanted: cells, with a key.
+        run: scores one of them; a score has the key as its `cell`.
+        load: reads the file.
+        as_csv: writes it.
+        told: what is printed of a cell's scores.
+    """
+    for cell in wanted:
+        if any(one.cell == cell.key for one in load(store)):
+            continue
+        start = time.perf_counter()
+        found = run(cell)
+        # Read again: another process may have added cells meanwhile.
+        write_text(store, as_csv([*load(store), *found]))
+        print(f"{cell.key}: {told(found)} after {time.perf_counter() - start:.0f} s", flush=True)

@@ -17,14 +17,13 @@ import gzip
 import json
 import math
 import random
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from cells import keyed, parser, quiet
+from cells import complete, keyed, parser, quiet
 from pages import markdown, origin, spread
 from records import read_records, records_as_csv
 from torch import Tensor
@@ -278,17 +277,9 @@ def as_csv(scores: Iterable[Score]) -> str:
     return records_as_csv(Score, ordered, digits=6)
 
 
-def complete(store: Path, wanted: Sequence[Cell], data: Path) -> None:
-    """Run what the file does not have, and keep every cell as soon as it is done."""
-    for cell in wanted:
-        if any(one.cell == cell.key for one in load(store)):
-            continue
-        start = time.perf_counter()
-        found = run(cell, data)
-        # Read again: another process may have added cells meanwhile.
-        write_text(store, as_csv([*load(store), found]))
-        told = f"MAP {found.trained:.4f}, ours {found.ours:.4f}"
-        print(f"{cell.key}: {told} after {time.perf_counter() - start:.0f} s", flush=True)
+def told(found: Sequence[Score]) -> str:
+    """Of one cell, for people."""
+    return ", ".join(f"MAP {one.trained:.4f}, ours {one.ours:.4f}" for one in found)
 
 
 def table(scores: Sequence[Score]) -> str:
@@ -351,7 +342,7 @@ def main() -> None:
         for name in options.cases
     ]
     if not options.report:
-        complete(store, wanted, options.data)
+        complete(store, wanted, lambda cell: [run(cell, options.data)], load, as_csv, told)
     scores = [one for one in load(store) if one.cell in {cell.key for cell in wanted}]
     write_text(options.results / PAGE, page(scores, options))
     print(table(scores))

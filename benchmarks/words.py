@@ -16,7 +16,6 @@ import argparse
 import platform
 import random
 import re
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 
 import torch
 import transformers
-from cells import keyed, parser, quiet
+from cells import complete, keyed, parser, quiet
 from pages import command
 from words_scores import (
     MAP,
@@ -182,17 +181,9 @@ def score(
                  temperature=temperature)  # fmt: skip
 
 
-def complete(store: Path, wanted: Sequence[Cell], data: Path) -> None:
-    """Run what the file does not have, and keep every cell as soon as it is done."""
-    for cell in wanted:
-        if any(one.cell == cell.key for one in load(store)):
-            continue
-        start = time.perf_counter()
-        found = run(cell, data)
-        # Read again: another process may have added cells meanwhile.
-        write_text(store, as_csv([*load(store), *found]))
-        told = ", ".join(f"{one.method} {one.nll:.4f}" for one in found)
-        print(f"{cell.label}: {told} after {time.perf_counter() - start:.0f} s", flush=True)
+def told(found: Sequence[Score]) -> str:
+    """Of one cell, for people."""
+    return ", ".join(f"{one.method} {one.nll:.4f}" for one in found)
 
 
 def cells(options: argparse.Namespace) -> list[Cell]:
@@ -251,7 +242,7 @@ def main() -> None:
     quiet()
     store, wanted = options.results / SCORES, cells(options)
     if not options.report:
-        complete(store, wanted, options.data)
+        complete(store, wanted, lambda cell: run(cell, options.data), load, as_csv, told)
     keys = {cell.key for cell in wanted}
     scores = [one for one in load(store) if one.cell in keys]
     write_text(options.results / PAGE, page(scores, options))

@@ -54,8 +54,10 @@ class Kind:
 def _is_checkpoint(folder: Path) -> bool:
     """From a training, a fit or an import; an adapter of somebody else has none of the signs."""
     config = folder / ADAPTER_FILE
-    if (folder / "posterior.json").is_file() or not config.is_file():
-        return (folder / "posterior.json").is_file()
+    if (folder / "posterior.json").is_file():
+        return True
+    if not config.is_file():
+        return False
     # What `bhpeft import` writes: a hybrid, by the name that its config gives the tuner.
     imported = '"BHPEFT"' in config.read_text(encoding="utf-8", errors="replace")
     return imported or (folder / TRAINING_FILE).is_file()

@@ -154,8 +154,7 @@ def fit(
         if _same(target, folder):
             check_writable(folder)
         else:
-            learnt = None if found.rows is None else found.rows.source
-            reads = (folder, data, learnt, model)
+            reads = found.sources(data, model)
             check_output(target, overwrite=overwrite, kind=CHECKPOINT, reads=reads)
         kept = resume_beside(target, wanted=resume, seconds=save_every)
         named = None

@@ -149,8 +149,7 @@ def predict(
         check_no_stream(checkpoint)
         folder = checkpoint_folder(checkpoint)
         found = open_checkpoint(folder)
-        learnt = None if found.rows is None else found.rows.source
-        reads = (folder, data, learnt, model)
+        reads = found.sources(data, model)
         check_output(output, overwrite=overwrite, kind=PREDICTIONS, reads=reads)
         of_words = found.task is Form.WORDS
         _check_asked(found, predictive, review, max_new_tokens)

@@ -112,6 +112,10 @@ class Checkpoint:
         """Where the training rows came from, if that is known."""
         return None if self.record is None else self.record.rows
 
+    def sources(self, *named: str | Path | None) -> tuple[str | Path | None, ...]:
+        """What a command reads that has this checkpoint: itself, its data, and what was named."""
+        return (self.folder, self.rows.source if self.rows else None, *named)
+
     @property
     def names_for_reading(self) -> tuple[str, ...] | None:
         """Names to map labels by; a foreign checkpoint knows only how many classes there are.

@@ -156,7 +156,7 @@ def check_rows_apart(tape: Tape, outputs: Tensor) -> None:
     """Raise if outputs of the last row depend on what a block computed for another row.
 
     Gradients a row would be wrong, and their sum right, so that nothing else would tell: rows are
-    mixed by statistics over the batch, or the batch is not the axis that it is taken for.
+    mixed by statistics over the batch, say.
 
     Raises:
         ModelError: Naming the block.
@@ -170,8 +170,7 @@ def check_rows_apart(tape: Tape, outputs: Tensor) -> None:
             raise ModelError(
                 f"Block {block.name!r}: outputs of one row depend on what it computes for other "
                 "rows of the batch, so there is no gradient a row. Freeze its tensors to leave "
-                "them out; if its input has positions first, a batch with fewer rows than "
-                "positions may do."
+                "them out."
             )
 
     tape.observe(outputs, direction, check, retain=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from posthoc_bhpeft.predictive.gradients import SKETCH_SIZE
-from posthoc_bhpeft.selection import Chained, LeaveOneOut
+from posthoc_bhpeft.selection import LeaveOneOut
 from posthoc_bhpeft.selection.rule import without_log_odds
 from posthoc_bhpeft.size.blocks import DECOMPOSING
+from posthoc_bhpeft.size.passes import reading_rule
 from posthoc_bhpeft.size.work import Work
 
 PLACES = 4 + 4 + 1
@@ -60,7 +61,7 @@ def choosing_bytes(work: Work, directions: int) -> ChoosingBytes:
 
 def left_out_answers(work: Work) -> int:
     """Answers that are each judged by the model without them; 0 where none are."""
-    rule = work.prior.floor if isinstance(work.prior, Chained) else work.prior
+    rule = reading_rule(work.prior)
     if not isinstance(rule, LeaveOneOut) or without_log_odds(work.likelihood):
         return 0
     rows = work.data.read(rule.max_rows)

@@ -100,9 +100,14 @@ def fit_backwards(curvature: Curvature, likelihood: Likelihood, outputs: Sequenc
     return len(drawn)
 
 
+def reading_rule(prior: Any) -> Any:
+    """What chooses a precision: of a chained prior, the rule of its floor."""
+    return prior.floor if isinstance(prior, Chained) else prior
+
+
 def prior_passes(prior: Any, likelihood: Likelihood, outputs: Sequence[int], data: Data) -> Passes:
     """Of a rule that this package has; those of others are not known."""
-    rule = prior.floor if isinstance(prior, Chained) else prior
+    rule = reading_rule(prior)
     step = f"prior, {type(prior).__name__}"
     reads = isinstance(rule, LeaveOneOut | MatchedPrecision)
     once = hidden_alone(likelihood, outputs)
