@@ -239,17 +239,15 @@ def join(path: str, name: str) -> str:
 
 
 def by_row(tensor: Tensor, n_rows: int) -> Tensor:
-    """View `(N * k, ..., d)`, or `(T, N, d)`, as `(N, T, d)`.
+    """View `(N * k, ..., d)` as `(N, T, d)`.
 
     `k > 1` happens where a model flattens rows and positions (OPT's feed-forward), or rows and
-    choices (multiple choice), with the row as the slowest index. Positions come first in some
-    (Longformer, XLNet). Sizes alone cannot always tell; a fit checks that rows stay apart.
+    choices (multiple choice), with the row as the slowest index. Where positions come first, the
+    tape has turned the tensor before; see `layout`.
 
     Raises:
-        ModelError: If neither axis can be the rows.
+        ModelError: If the first axis cannot be the rows.
     """
-    if tensor.dim() == 3 and tensor.shape[0] != n_rows and tensor.shape[1] == n_rows:
-        return tensor.transpose(0, 1)
     if tensor.shape[0] % n_rows:
         raise ModelError(
             f"A tapped module saw {tensor.shape[0]} leading rows for a batch of {n_rows}: it mixes "
