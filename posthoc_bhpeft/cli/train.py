@@ -83,7 +83,11 @@ def train(
         str | None, typer.Option("--validation-split", help="[default: the usual names, or a part]")
     ] = None,
     max_validation_rows: Annotated[
-        int, typer.Option("--max-validation-rows", help="Draw at most so many.")
+        int,
+        typer.Option(
+            "--max-validation-rows",
+            help="Draw at most so many; of training rows kept back, one of each class or more.",
+        ),
     ] = 500,
     text_column: TextOption = None,
     text_pair_column: PairOption = None,
