@@ -15,6 +15,7 @@ from posthoc_bhpeft.architectures import class_named, has_labels, name_in_adapte
 from posthoc_bhpeft.errors import CheckpointError
 from posthoc_bhpeft.folders import ADAPTER_FILE as ADAPTER_FILE
 from posthoc_bhpeft.folders import TRAINING_FILE as TRAINING_FILE
+from posthoc_bhpeft.quantization import loading_options
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -93,6 +94,7 @@ def load_base(
     label_names: Sequence[str] | None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     dtype: str = "float32",
+    quantization: Mapping[str, Any] | None = None,
     architecture: str | None = None,
     multi_label: bool = False,
 ) -> PreTrainedModel:
@@ -103,6 +105,7 @@ def load_base(
         label_names: C names, index = label; None for regression.
         tokenizer: its padding token is told to the model, which needs it to find the last word.
         dtype: "float32", "bfloat16", "float16", or "auto" for that of the file.
+        quantization: of the frozen weights, see `quantization.named_quantization`.
         architecture: class of transformers; a sequence classifier by default. Those whose head has
             no labels (language models, multiple choice) come with the head of the file.
         multi_label: any number of the labels may apply to a row.
@@ -111,9 +114,11 @@ def load_base(
         CheckpointError: the model is not there or is none of that class.
     """
     options = head_options(label_names, multi_label) if has_labels(architecture) else {}
+    place = resolve_model(name)
     try:
+        options |= loading_options(place, quantization)
         model: PreTrainedModel = class_named(architecture).from_pretrained(
-            resolve_model(name), dtype=dtype, **options
+            place, dtype=dtype, **options
         )
     except (OSError, ValueError) as error:
         raise CheckpointError(f"Could not load the model {str(name)!r}: {error}") from error
@@ -149,6 +154,7 @@ def load_adapter(
     *,
     base: str | None = None,
     dtype: str = "float32",
+    quantization: Mapping[str, Any] | None = None,
     label_names: Sequence[str] | None = None,
     adapter: str = "default",
     architecture: str | None = None,
@@ -159,6 +165,7 @@ def load_adapter(
         folder: a folder that `bhpeft train` or `save_pretrained` wrote.
         base: the base model, where the recorded one must not be used.
         dtype: of the base model.
+        quantization: of its frozen weights, see `quantization.named_quantization`.
         label_names: of the outputs, where the caller knows them; else those of the checkpoint.
         adapter: name that the adapter gets inside the model.
         architecture: class of the base model, where the caller knows it; else what the adapter
@@ -190,6 +197,7 @@ def load_adapter(
         resolve_base(recorded),
         label_names=label_names,
         dtype=dtype,
+        quantization=quantization,
         architecture=known,
         multi_label=trained_for_several(path),
     )

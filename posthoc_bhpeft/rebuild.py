@@ -13,8 +13,10 @@ from huggingface_hub.errors import HFValidationError
 from torch import nn
 
 from posthoc_bhpeft.architectures import class_named, name_of
+from posthoc_bhpeft.batches import differentiable
 from posthoc_bhpeft.checkpoints import ADAPTER_FILE, load_adapter
 from posthoc_bhpeft.errors import CheckpointError, ModelError
+from posthoc_bhpeft.quantization import quantization_of
 from posthoc_bhpeft.settings import decode, encode
 from posthoc_bhpeft.tasks import TASKS, TaskModel, base_of, split_task
 
@@ -31,6 +33,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
         "adapter": adapter if isinstance(adapter, str) else "default",
         "architecture": name_of(base_of(inner)),
         "dtype": str(base_dtype(model)).removeprefix("torch."),
+        "quantization": quantization_of(inner),
         "task": encode(task),
         "trained_dtype": trained_dtype(model),
         **{name: getattr(config, name, None) for name in RESTORED},
@@ -63,6 +66,7 @@ def rebuild_model(folder: Path, record: Mapping[str, Any], *, base: str | None =
             place,
             base=base,
             dtype=dtype,
+            quantization=about.get("quantization"),
             label_names=names,
             adapter=adapter,
             architecture=architecture,
@@ -151,7 +155,8 @@ def save_model(model: nn.Module, folder: Path) -> None:
     """The model's own files; a module of another library has none, and is passed when loading."""
     save = getattr(split_task(model)[0], "save_pretrained", None)
     if callable(save):
-        save(str(folder))
+        with differentiable(model):
+            save(str(folder))
 
 
 @contextmanager

@@ -15,7 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 # for the module or for the whole folder; "" is the package's own __init__.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("architectures", "digests", "distributed", "linalg", "likelihood", "batches", "progress"),
+    (
+        *("architectures", "batches", "digests", "distributed", "likelihood", "linalg"),
+        *("progress", "quantization"),
+    ),
     ("shards",),
     ("hybrid",),
     ("blocks", "checkpoints", "folders", "tasks"),

@@ -18,6 +18,7 @@ from posthoc_bhpeft.batches.looking import (
     look_through,
     summarize,
 )
+from posthoc_bhpeft.batches.quantised import differentiable
 from posthoc_bhpeft.batches.reading import (
     IGNORED,
     Inputs,
@@ -36,6 +37,7 @@ __all__ = [
     "check_labelled",
     "check_rereadable",
     "device_of",
+    "differentiable",
     "evaluating",
     "forward",
     "labelled_rows",

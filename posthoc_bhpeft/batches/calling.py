@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from posthoc_bhpeft.batches.quantised import differentiable
 from posthoc_bhpeft.batches.reading import Inputs
 from posthoc_bhpeft.errors import DataError, ModelError, NonFiniteError
 
@@ -153,12 +154,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model in evaluation mode, and each module back in its own mode afterwards.
 
     A model that was compiled in place, `model.compile()`, runs without its compiled code: hooks and
-    other weights would have it compiled again and again, for minutes.
+    other weights would have it compiled again and again, for minutes. For layers in 4 bits see
+    `quantised.differentiable`.
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), differentiable(model):
             yield
     finally:
         for module, mode in modes.items():

@@ -134,6 +134,7 @@ def opened(folder: str, asked: Asked) -> Opened:
     predictor = load_predictor(
         path,
         base=None if asked.base is None else resolve_model(asked.base),
+        storage=found.storage(None, None),
         device=best_device(asked.device),
         point=not (path / POSTERIOR_FILE).is_file(),
         likelihood=found.likelihood,

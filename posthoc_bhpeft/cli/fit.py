@@ -26,6 +26,7 @@ from posthoc_bhpeft.cli.options import (
     OverwriteOption,
     PairOption,
     PriorChoice,
+    QuantizeChoice,
     QuietOption,
     ResponseOption,
     SeparatorOption,
@@ -104,6 +105,20 @@ def fit(
     response_column: ResponseOption = None,
     drop_unlabelled: DropOption = False,
     model: BaseOption = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype",
+            help="Of the base model: float32, bfloat16, float16, auto. [default: of the training]",
+        ),
+    ] = None,
+    quantize: Annotated[
+        QuantizeChoice | None,
+        typer.Option(
+            "--quantize",
+            help="Keep the frozen weights so, with bitsandbytes. [default: as in the training]",
+        ),
+    ] = None,
     device: DeviceOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -124,6 +139,7 @@ def fit(
       bhpeft fit lora-of-a-language-model --data arc_easy --output fitted
       bhpeft fit lora-that-writes --data prompts-and-completions.jsonl --output fitted
       bhpeft fit out --data much.jsonl --output fitted --resume
+      bhpeft fit qlora-from-elsewhere --data reviews.csv --output fitted --quantize 4bit
     """  # noqa: D301 - \b is the character that keeps lines apart
     with running(as_json=as_json, quiet=quiet, debug=debug) as out:
         import torch
@@ -150,6 +166,7 @@ def fit(
 
         folder = checkpoint_folder(checkpoint)
         found = open_checkpoint(folder)
+        storage = found.storage(dtype, None if quantize is None else quantize.value)
         target = folder if output is None else output
         if _same(target, folder):
             check_writable(folder)
@@ -179,7 +196,7 @@ def fit(
             out.say(note)
         started = time.perf_counter()
         base = None if model is None else resolve_model(model)
-        tuned = load_adapter(folder, base=base).to(best_device(device))
+        tuned = load_adapter(folder, base=base, **storage).to(best_device(device))
         name_labels(tuned, chosen.train)
         origin = _base_of(tuned)
 

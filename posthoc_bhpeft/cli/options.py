@@ -26,6 +26,14 @@ class TaskChoice(str, Enum):
     words = "words"
 
 
+class QuantizeChoice(str, Enum):
+    """In how many bits frozen weights are kept."""
+
+    no = "no"
+    eight = "8bit"
+    four = "4bit"
+
+
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON; all text goes to stderr.")
 ]
@@ -105,6 +113,10 @@ BottleneckOption = Annotated[int, typer.Option("--bottleneck", help="Width of th
 TokensOption = Annotated[int, typer.Option("--virtual-tokens", help="Length of the prefix.")]
 DtypeOption = Annotated[
     str, typer.Option("--dtype", help="Of the base model: float32, bfloat16, float16, auto.")
+]
+QuantizeOption = Annotated[
+    QuantizeChoice,
+    typer.Option("--quantize", help="Keep the frozen weights so, with bitsandbytes."),
 ]
 CheckpointArgument = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="Folder that `bhpeft train` wrote.")

@@ -114,7 +114,8 @@ def _message(error: Exception, debug: bool) -> str:
 
 
 def _hush_libraries() -> None:
-    """No bars for loading a file, no report that a new head is new."""
+    """No bars for loading a file, no report that a new head is new, no line a product."""
+    import logging
     import warnings
 
     import datasets
@@ -124,5 +125,7 @@ def _hush_libraries() -> None:
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    # A line for every product of 8 bits.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -171,6 +171,7 @@ def predict(
         predictor = load_predictor(
             folder,
             base=None if model is None else resolve_model(model),
+            storage=found.storage(None, None),
             device=best_device(device),
             point=predictive is PredictiveChoice.map,
             likelihood=found.likelihood,

@@ -113,13 +113,20 @@ class Predictor:
 
 
 def load_predictor(
-    folder: Path, *, base: str | None, device: torch.device, point: bool, likelihood: Likelihood
+    folder: Path,
+    *,
+    base: str | None,
+    storage: Mapping[str, Any],
+    device: torch.device,
+    point: bool,
+    likelihood: Likelihood,
 ) -> Predictor:
     """Load a checkpoint with its posterior; for trained weights alone it needs none.
 
     Args:
         folder: Of the checkpoint.
         base: The base model, where the recorded one is not to be used.
+        storage: How the base is kept, where no posterior tells.
         device: To predict on.
         point: Whether the trained weights alone will do.
         likelihood: Of the labels, for these.
@@ -128,7 +135,7 @@ def load_predictor(
         CheckpointError: there is no posterior, or something does not fit.
     """
     if point and not (folder / POSTERIOR_FILE).is_file():
-        return Predictor(load_adapter(folder, base=base).to(device), None, likelihood)
+        return Predictor(load_adapter(folder, base=base, **storage).to(device), None, likelihood)
     bayes = BayesianPeft.from_pretrained(folder, base=base, device=device)
     return Predictor(bayes.model, bayes, bayes.likelihood)
 

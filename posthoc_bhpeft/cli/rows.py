@@ -6,7 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from posthoc_bhpeft.checkpoints import TRAINING_FILE, checkpoint_labels, load_tokenizer
+from posthoc_bhpeft.checkpoints import (
+    ADAPTER_FILE,
+    TRAINING_FILE,
+    checkpoint_labels,
+    load_tokenizer,
+    read_json,
+)
 from posthoc_bhpeft.cli.tasks import UNNAMED, fitted_names, task_of
 from posthoc_bhpeft.data import (
     ChosenRows,
@@ -23,7 +29,7 @@ from posthoc_bhpeft.likelihood import Bernoulli, Categorical, Gaussian, Likeliho
 from posthoc_bhpeft.streams.identity import STREAM_FILE
 from posthoc_bhpeft.streams.lineage import LINEAGE_FILE, Lineage, read_lineage
 from posthoc_bhpeft.streams.rounds import Heads
-from posthoc_bhpeft.training import TrainingRecord
+from posthoc_bhpeft.training import TrainingRecord, TrainingSettings
 
 TEXTS = ("text_column", "text_pair_column")
 LABELS = ("label_column", "label_columns", "label_separator", "response_column")
@@ -100,6 +106,19 @@ class Checkpoint:
     def max_length(self) -> int:
         """Tokens a text was cut at."""
         return self.record.settings.max_length if self.record else self.task.usual_length
+
+    def storage(self, dtype: str | None, quantize: str | None) -> dict[str, Any]:
+        """How `load_adapter` is to keep the base: as told, or as in training where that is known.
+
+        Raises:
+            ConfigError: there is no such type.
+        """
+        trained = TrainingSettings() if self.record is None else self.record.settings
+        settings = replace(
+            trained, dtype=dtype or trained.dtype, quantize=quantize or trained.quantize
+        )
+        whole = read_json(self.folder / ADAPTER_FILE).get("modules_to_save") or ()
+        return {"dtype": settings.dtype, "quantization": settings.quantization(whole)}
 
     @property
     def n_choices(self) -> int:

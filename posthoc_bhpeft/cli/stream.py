@@ -26,6 +26,8 @@ from posthoc_bhpeft.cli.options import (
     PatienceOption,
     PeftChoice,
     PeftOption,
+    QuantizeChoice,
+    QuantizeOption,
     QuietOption,
     RankOption,
     RateOption,
@@ -129,6 +131,7 @@ def stream(
     bottleneck: BottleneckOption = 16,
     virtual_tokens: TokensOption = 8,
     dtype: DtypeOption = "float32",
+    quantize: QuantizeOption = QuantizeChoice.no,
     device: DeviceOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -182,6 +185,7 @@ def stream(
             bottleneck_size=bottleneck,
             num_virtual_tokens=virtual_tokens,
             dtype=dtype,
+            quantize=quantize.value,
         )
         # What can be wrong shall be wrong now, not after an hour of training.
         resolve_model(model)

@@ -25,6 +25,8 @@ from posthoc_bhpeft.cli.options import (
     PatienceOption,
     PeftChoice,
     PeftOption,
+    QuantizeChoice,
+    QuantizeOption,
     QuietOption,
     RankOption,
     RateOption,
@@ -102,6 +104,7 @@ def train(
     bottleneck: BottleneckOption = 16,
     virtual_tokens: TokensOption = 8,
     dtype: DtypeOption = "float32",
+    quantize: QuantizeOption = QuantizeChoice.no,
     device: DeviceOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -158,6 +161,7 @@ def train(
             bottleneck_size=bottleneck,
             num_virtual_tokens=virtual_tokens,
             dtype=dtype,
+            quantize=quantize.value,
         )
         rows = RowSettings(
             source=absolute(data),

@@ -105,6 +105,7 @@ def build(
         label_names=label_names,
         tokenizer=tokenizer,
         dtype=settings.dtype,
+        quantization=settings.quantization(),
         architecture=_CLASSES[form],
         multi_label=multi_label,
     )

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from posthoc_bhpeft.batches import differentiable
 from posthoc_bhpeft.errors import ConfigError, NonFiniteError
 from posthoc_bhpeft.training.settings import TrainingSettings
 
@@ -94,7 +95,8 @@ def run_trainer(
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         try:
-            trainer.train()
+            with differentiable(model):
+                trainer.train()
         finally:
             bar.close()
     if task.validation is None:

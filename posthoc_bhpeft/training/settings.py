@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from posthoc_bhpeft.errors import ConfigError
+from posthoc_bhpeft.quantization import NAMED, named_quantization
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
 PeftKind = Literal["hybrid", "lora", "adapter", "prefix"]
 MixedPrecision = Literal["no", "bf16", "fp16"]
+
+# Those that come as a string from outside, and what they may be.
+_SUPPORTED = {
+    "mixed_precision": get_args(MixedPrecision),
+    "dtype": ("float32", "bfloat16", "float16", "auto"),
+    "quantize": ("no", *NAMED),
+}
 
 # A prefix moves the loss far less than a weight of the same size, so alone it needs larger steps.
 _LEARNING_RATES: dict[PeftKind, float] = {
@@ -42,6 +51,7 @@ class TrainingSettings:
         bottleneck_size: of the adapters.
         num_virtual_tokens: of the prefix.
         dtype: of the base model.
+        quantize: "4bit" or "8bit" keeps the frozen weights so, with bitsandbytes; or "no".
         mixed_precision: "bf16" or "fp16" computes the forward pass in that type where torch's
             autocast deems it safe, weights staying as they are; "bf16" works on a CPU too.
     """
@@ -59,6 +69,7 @@ class TrainingSettings:
     bottleneck_size: int = 16
     num_virtual_tokens: int = 8
     dtype: str = "float32"
+    quantize: str = "no"
     mixed_precision: MixedPrecision = "no"
 
     def __post_init__(self) -> None:
@@ -66,11 +77,12 @@ class TrainingSettings:
             raise ConfigError(
                 f"peft is {self.peft!r}. Supported: {', '.join(map(repr, _LEARNING_RATES))}."
             )
-        if self.mixed_precision not in get_args(MixedPrecision):
-            raise ConfigError(
-                f"mixed_precision is {self.mixed_precision!r}. Supported: "
-                f"{', '.join(map(repr, get_args(MixedPrecision)))}."
-            )
+        for name, supported in _SUPPORTED.items():
+            if getattr(self, name) not in supported:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}. Supported: "
+                    f"{', '.join(map(repr, supported))}."
+                )
         for name in ("epochs", "batch_size", "rank", "bottleneck_size", "num_virtual_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
@@ -85,6 +97,12 @@ class TrainingSettings:
     def peak_learning_rate(self) -> float:
         """The learning rate given, or the default of the parts trained."""
         return self.learning_rate or _LEARNING_RATES[self.peft]
+
+    def quantization(self, heads: Collection[str] = ()) -> Mapping[str, Any] | None:
+        """How `load_base` quantises the base; `heads` are modules that are trained whole."""
+        if self.quantize == "no":
+            return None
+        return named_quantization(self.quantize, dtype=self.dtype, heads=heads)
 
     def peft_config(self, task_type: str | None = "SEQ_CLS") -> PeftConfig:
         """The `HybridConfig` of these settings; parts not asked for have size 0.

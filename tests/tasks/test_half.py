@@ -64,9 +64,9 @@ def test_fit_and_prediction_are_those_of_float32(
 def test_a_quantised_base_without_its_library_is_refused(tmp_path: Path) -> None:
     folder = base_folder("AutoModelForCausalLM", "llama")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "dataset": "c4"}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match=r"needs a library .*bitsandbytes.*model=") as found:
+    with pytest.raises(CheckpointError, match=r"needs a library .*optimum.*model=") as found:
         load_base(tmp_path, label_names=None, architecture="AutoModelForCausalLM")
     assert isinstance(found.value.__cause__, ImportError)

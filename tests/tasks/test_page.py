@@ -55,7 +55,7 @@ def test_the_page(here: Path) -> None:
     assert scope["own"](**prompts).shape == (16, 1)
     assert scope["words"].probabilities.shape == (sum(map(len, scope["rows"].words)), 3)
     commands = [shlex.split(said)[1:] for said in COMMAND.findall(PAGE.read_text("utf-8"))]
-    told = [*("train", "fit", "predict", "audit") * 3, "fit", "predict"]
+    told = [*("train", "fit", "predict", "audit") * 3, *("fit", "predict") * 2]
     assert [words[0] for words in commands] == told
     (here / "answers").rename(here / "my-lora")
     for words in commands:
