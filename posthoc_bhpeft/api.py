@@ -38,9 +38,10 @@ from posthoc_bhpeft.curvature import (
     fit_curvature,
     sampled,
 )
+from posthoc_bhpeft.curvature.resuming import Probe
 from posthoc_bhpeft.digests import digest_of
 from posthoc_bhpeft.likelihood import Categorical, Gaussian, Likelihood
-from posthoc_bhpeft.matching import check_same_everywhere, weights_digest
+from posthoc_bhpeft.matching import check_same_everywhere, numbers_set, whole_digest
 from posthoc_bhpeft.memory import explaining_memory
 from posthoc_bhpeft.posterior import Posterior, decompose_all, read_weights
 from posthoc_bhpeft.predictive import Linearized, Link, LogOdds, Tangent, Tempered
@@ -119,12 +120,23 @@ def bayesianize(
         pairs = chosen_products(blocks, earlier, products)
         check_memory(blocks, curvature, model, pairs)
     check_same_everywhere(model, processes)
-    n_rows = check_data(model, data, likelihood).n_rows
+    look = check_data(model, data, likelihood)
+    n_rows = look.n_rows
     if isinstance(rule, HeldOut):
         check_data(model, rule.loader, likelihood, "HeldOut(loader)")
     chosen = sampled(curvature, data, n_rows)
-    settings = {"curvature": repr(curvature), "likelihood": repr(likelihood)}
-    with explaining_memory(), keeping(resume, loader, chosen, model, blocks, settings) as keeper:
+    signs = processes.stream(generator or torch.Generator().manual_seed(0))
+    settings = {
+        "curvature": repr(curvature),
+        "likelihood": repr(likelihood),
+        "products": digest_of([pair.name for pair in pairs]),
+        "random signs (the seed)": digest_of(signs.get_state()),
+        "blocks": digest_of([(block.name, block.shape) for block in blocks]),
+    }
+    with (
+        explaining_memory(),
+        keeping(resume, loader, chosen, model, settings, look.probe) as keeper,
+    ):
         fitted = fit_curvature(
             model,
             blocks,
@@ -133,7 +145,7 @@ def bayesianize(
             curvature,
             engine=engine,
             products=pairs,
-            generator=processes.stream(generator or torch.Generator().manual_seed(0)),
+            generator=signs,
             keeper=keeper,
             progress=lambda batches: track(
                 batches, "Curvature", len(chosen), progress and processes.first
@@ -180,8 +192,8 @@ def keeping(
     loader: Loader,
     chosen: Loader,
     model: nn.Module,
-    blocks: Sequence[Block],
     settings: Mapping[str, str],
+    probe: Probe,
 ) -> Iterator[Keeper | None]:
     """Where partial sums are kept during a fit, and removed once there is a posterior.
 
@@ -189,9 +201,9 @@ def keeping(
         resume: Says where; `None` keeps none.
         loader: As the user gave it.
         chosen: The batches that the fit takes.
-        model: Its weights must be those of the fit that was killed.
-        blocks: And its blocks.
+        model: Its numbers must be those of the fit that was killed.
         settings: And these, by a name for people.
+        probe: And what it makes of the first batch.
 
     Yields:
         For `fit_curvature`.
@@ -204,11 +216,11 @@ def keeping(
         check_repeatable(loader)
         same = {
             **settings,
-            "weights": weights_digest(model),
-            "blocks": digest_of([(block.name, block.shape) for block in blocks]),
+            "weights": whole_digest(model),
+            "scalings or epsilons": digest_of(numbers_set(model)),
             "number of batches": str(len(chosen)),
         }
-        keeper = resume.open(same, processes)
+        keeper = resume.open(same, processes, probe)
     yield keeper
     keeper.remove()
 

@@ -57,6 +57,11 @@ def class_named(name: str | None) -> Any:
     return found if is_model else AutoModelForSequenceClassification
 
 
+def scores_choices(name: str | None) -> bool:
+    """Whether a class gives one number for each text of a question."""
+    return name is not None and name.endswith(MULTIPLE_CHOICE)
+
+
 def has_labels(name: str | None) -> bool:
     """Whether the head of a class has an output for every label, so that it is told their names."""
     return str(class_named(name).__name__).endswith(LABELLED)

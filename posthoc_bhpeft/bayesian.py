@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -159,15 +159,40 @@ class BayesianPeft:
     def predict_checked(
         self, batch: Any, predictive: Predictive | None, rule: ReviewRule | None = None
     ) -> Prediction:
-        """`predict`, without looking whether the weights changed."""
+        """`predict`, without looking whether the weights changed.
+
+        Raises:
+            ModelError: If the outputs are not those that the posterior was fitted on.
+        """
         inputs, labels = split_batch(batch)
         with explaining_memory():
             chosen = self.predictive if predictive is None else predictive
             check_role("predictive", chosen)
             prediction = chosen.predict(self.model, self.posterior, self.likelihood, inputs)
+        self.check_outputs(inputs, prediction.logits.shape[-1])
         reviewed = prediction if rule is None else rule.apply(prediction)
         own = None if labels is None else self.likelihood.aligned(labels)
         return reviewed.with_labels(own)
+
+    def check_outputs(self, inputs: Inputs, n_outputs: int) -> None:
+        """Raise if the model has other outputs than when the posterior was fitted.
+
+        Raises:
+            ModelError: If so. Of multiple choice, a row has as many outputs as choices.
+        """
+        columns = inputs.values() if isinstance(inputs, Mapping) else (inputs,)
+        by_choice = any(
+            isinstance(column, Tensor) and column.dim() > 2 and column.shape[1] == n_outputs
+            for column in columns
+        )
+        if n_outputs != self.posterior.n_outputs and not by_choice:
+            raise ModelError(
+                f"The model gives {n_outputs} outputs a row, and its posterior was fitted on "
+                f"{self.posterior.n_outputs}. Of a stream with a head for each round, predict "
+                "through the stream, which takes the outputs of the round: Stream.open(folder)"
+                ".predict(data, round_name). Else give the model the head it was fitted with, or "
+                "fit again."
+            )
 
     def rule_for(self, predictive: Predictive | None) -> ReviewRule:
         """The rule for review, unless it was made with another predictive.

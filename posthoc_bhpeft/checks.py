@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from posthoc_bhpeft.batches import (
     move,
     summarize,
 )
+from posthoc_bhpeft.curvature.resuming import Probe
 from posthoc_bhpeft.errors import ConfigError, ModelError
 from posthoc_bhpeft.likelihood import Likelihood
 from posthoc_bhpeft.memory import explaining_memory
@@ -115,9 +117,22 @@ def is_wrapper(model: nn.Module, attribute: str) -> bool:
     return type(model).__name__ in known and hasattr(model, attribute)
 
 
+@dataclass(frozen=True)
+class DataLook:
+    """What one look through the data found.
+
+    Attributes:
+        n_rows: Rows with a label, over all processes.
+        probe: What the model makes of this process's first batch.
+    """
+
+    n_rows: int
+    probe: Probe
+
+
 def check_data(
     model: nn.Module, loader: Loader, likelihood: Likelihood, name: str = "The loader"
-) -> LabelSummary:
+) -> DataLook:
     """Every label against the outputs of one forward pass, before the long work.
 
     Args:
@@ -127,7 +142,7 @@ def check_data(
         name: Of the loader, for errors.
 
     Returns:
-        How many rows have a label, over all processes.
+        How many rows have a label, and what the model said to the first of them.
 
     Raises:
         ConfigError: If the likelihood takes labels at other positions than the model does.
@@ -138,12 +153,14 @@ def check_data(
     check_shift(model, likelihood)
     device = device_of(model)
     first: list[Tensor] = []
+    probes: list[Probe] = []
 
     def inspect(inputs: Inputs, labels: Tensor) -> None:
         if not first:
             with evaluating(model), torch.no_grad(), explaining_memory():
                 outputs = forward(model, move(inputs, device), positions=likelihood.positions)
                 first.append(outputs[:1].cpu())
+                probes.append(Probe.of(inputs, outputs))
         if len(labels):
             likelihood.check_labels(as_long_as(first[0], labels), labels.cpu())
 
@@ -153,7 +170,7 @@ def check_data(
     parts = processes.gather(own)
     summary = LabelSummary(sum(p.n_rows for p in parts), sum(p.n_ignored for p in parts))
     check_labelled(summary, name)
-    return summary
+    return DataLook(summary.n_rows, probes[0] if probes else Probe())
 
 
 def check_shift(model: nn.Module, likelihood: Likelihood) -> None:

@@ -13,7 +13,7 @@ weights, but for that draws are not reweighed by the tokens already read.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,8 +46,8 @@ class Generation:
     Attributes:
         sequences: `(N, ...)`, what `generate` returned.
         tokens: `(N, G)`, the generated tokens alone.
-        mask: `(N, G)`, whether a token is part of the text: the end-of-text token is, padding after
-            it is not.
+        mask: `(N, G)`, whether a token is part of the text: the end-of-text token is, and that at
+            which a stopping criterion ended the text; padding after it is not.
         total: `(N, G)`, entropy of each token's predictive; 0 where the mask is off, as below.
         aleatoric: `(N, G)`, the part that would remain if the weights were known.
         epistemic: `(N, G)`, `total - aleatoric`.
@@ -101,26 +101,32 @@ def generate_with_uncertainty(
 
     Args:
         bayes: Over a causal language model or an encoder-decoder.
-        inputs: Keyword arguments of `generate`: `input_ids`, `attention_mask` and the like.
-            Prompts of a causal model are padded on the left, as `generate` needs them.
+        inputs: Keyword arguments of `generate`: `input_ids`, `attention_mask`, and of a causal
+            model no others than `token_type_ids` and `position_ids`; the texts are judged with what
+            they were written with. Prompts of a causal model are padded on the left, as `generate`
+            needs them.
         drawing: How draws of the weights are made: `Tangent()` or `Sampled()`; by default as in
             `bayes.predictive`.
-        options: Of the model's `generate`: `max_new_tokens`, `do_sample`, `num_beams` and so on.
+        options: Of the model's `generate`: `max_new_tokens`, `do_sample`, `num_beams`,
+            `stopping_criteria` and so on.
 
     Returns:
         The tokens that `generate` gives by itself, and their uncertainty.
 
     Raises:
         ConfigError: If `drawing` makes no draws.
-        DataError: If there are no token ids, or prompts are padded on the right.
+        DataError: If there are no token ids, prompts are empty or padded on the right, or an input
+            cannot go on to the texts.
         ModelError: If the model does not generate, or its weights changed since the fit.
     """
     chosen, model = chosen_drawing(bayes, drawing), bayes.model
     given = checked_prompts(model, inputs)
     bayes.check_unchanged()
     with evaluating(model), torch.no_grad(), explaining_memory():
-        result = generator_of(model)(**given, **options)
-        forcing = TeacherForcing.of(model, given, getattr(result, "sequences", result), options)
+        asked, stopped = noting_stops(model, options)
+        result = generator_of(model)(**given, **asked)
+        sequences = getattr(result, "sequences", result)
+        forcing = TeacherForcing.of(model, given, sequences, options, stopped)
         draws = chosen.draws(model, bayes.posterior, forcing.inputs, positions=True)
         return forcing.judged(draws)
 
@@ -148,23 +154,33 @@ class TeacherForcing:
         given: Mapping[str, Tensor],
         sequences: Tensor,
         options: Mapping[str, Any],
+        stopped: Collection[tuple[int, ...]] = (),
     ) -> TeacherForcing:
-        """From prompts, texts `(N R, ...)`, `R` for each prompt, and the options of `generate`."""
+        """From prompts, texts `(N R, ...)`, `R` for each prompt, and the options of `generate`.
+
+        Args:
+            model: That wrote them.
+            given: The prompts, and what else it was given.
+            sequences: As generated.
+            options: Of `generate`.
+            stopped: The texts at which a stopping criterion said so, see `noting_stops`.
+        """
         repeats = len(sequences) // len(given["input_ids"])
         given = {name: value.repeat_interleave(repeats, 0) for name, value in given.items()}
         if is_encoder_decoder(model):
             start = given["decoder_input_ids"].shape[1] if "decoder_input_ids" in given else 1
-            mask = part_of_text(model, sequences[:, start:], options)
+            mask = part_of_text(model, sequences, start, options, stopped)
             inputs = {**given, "decoder_input_ids": sequences[:, :-1]}
         else:
             prompt = given["attention_mask"]
             start = prompt.shape[1]
-            mask = part_of_text(model, sequences[:, start:], options)
+            mask = part_of_text(model, sequences, start, options, stopped)
             seen = torch.cat([prompt, mask.to(prompt)], 1)[:, :-1]
             inputs = {"input_ids": sequences[:, :-1], "attention_mask": seen}
             if "position_ids" in inspect.signature(base_of(model).forward).parameters:
                 # As generate counts them: from the first token that is no padding.
                 inputs["position_ids"] = (seen.cumsum(1) - 1).clamp_min(0)
+            inputs |= gone_on(given, seen.shape[1])
         return cls(inputs, sequences, sequences[:, start:], mask)
 
     def judged(self, draws: Iterable[Tensor]) -> Generation:
@@ -223,7 +239,19 @@ def checked_prompts(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Te
             f"Generation needs 'input_ids' (N, T), got {sorted(inputs)}. Use what the tokenizer "
             "returns: tokenizer(prompts, padding=True, return_tensors='pt')."
         )
-    mask = inputs.get("attention_mask", torch.ones_like(ids))
+    if ids.numel() == 0:
+        raise DataError(
+            f"Generation needs a token to go on from, and 'input_ids' is {tuple(ids.shape)}. Begin "
+            "an empty prompt with the mark of a beginning, tokenizer.bos_token_id."
+        )
+    mask = inputs.get("attention_mask")
+    mask = torch.ones_like(ids) if mask is None else mask
+    check_only_tokens(model, inputs)
+    if empty := (mask == 0).all(1).nonzero().flatten().tolist():
+        raise DataError(
+            f"The prompt in row {empty[0]} is empty: its attention mask is zero everywhere. Leave "
+            "the row out, or begin it with the mark of a beginning, tokenizer.bos_token_id."
+        )
     if not is_encoder_decoder(model) and bool((mask[:, -1] == 0).any()):
         raise DataError(
             "A prompt is padded on the right, and a causal model would write on after the padding. "
@@ -239,23 +267,128 @@ def is_encoder_decoder(model: nn.Module) -> bool:
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
-def part_of_text(model: nn.Module, tokens: Tensor, options: Mapping[str, Any]) -> Tensor:
-    """Mask `(N, G)` of generated tokens up to the end-of-text token, without padding."""
-    ends = special_ids(model, options, "eos_token_id")
-    is_end = torch.isin(tokens, tokens.new_tensor(ends))
-    before = is_end.cumsum(1) - is_end.long() == 0
-    padding = [i for i in special_ids(model, options, "pad_token_id") if i not in ends]
-    is_padding = torch.isin(tokens, tokens.new_tensor(padding))
-    trailing = is_padding.flip(1).cumprod(1).flip(1).bool()
-    return before & ~trailing
+def check_only_tokens(model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """Raise where a prompt comes with something that the text after it cannot be judged with.
+
+    Raises:
+        DataError: By name.
+    """
+    known = {"input_ids", "attention_mask"}
+    if is_encoder_decoder(model):
+        # All else that an encoder reads stays as it is, whatever the decoder writes.
+        decoder = {name for name in inputs if name.startswith("decoder_")}
+        others = decoder - {"decoder_input_ids"} | {"labels"} & set(inputs)
+    else:
+        others = set(inputs) - known - GOES_ON.keys()
+    if given := sorted(name for name in others if inputs[name] is not None):
+        raise DataError(
+            f"A text is judged with what it was written with, and {', '.join(given)} of the prompt "
+            "cannot be told for the tokens after it. Leave it out; options of generate, such as "
+            "max_new_tokens, are arguments of their own."
+        )
+
+
+def repeated(values: Tensor, count: int) -> Tensor:
+    """The last value of each row, so many times."""
+    return values[:, -1:].expand(-1, count)
+
+
+def counted_on(values: Tensor, count: int) -> Tensor:
+    """The numbers after the last value of each row."""
+    return values[:, -1:] + torch.arange(1, count + 1, device=values.device)
+
+
+GOES_ON: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "token_type_ids": repeated,
+    "position_ids": counted_on,
+}
+"""Inputs of a prompt with one value a token, and how `generate` goes on with them."""
+
+
+def gone_on(given: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
+    """Those of `GOES_ON` that a prompt came with, for all tokens of so long a text."""
+    return {
+        name: torch.cat([given[name], rest(given[name], length - given[name].shape[1])], 1)
+        for name, rest in GOES_ON.items()
+        if name in given
+    }
+
+
+class NotingStops:
+    """A stopping criterion that keeps the texts it ended.
+
+    Afterwards nothing else tells padding from a text that ends with the same token.
+    """
+
+    def __init__(self, criterion: Callable[..., Any], stopped: set[tuple[int, ...]]) -> None:
+        self.criterion = criterion
+        self.stopped = stopped
+
+    def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Any:
+        """What the criterion says, for texts `(N, T)` so far."""
+        done = self.criterion(input_ids, scores, **options)
+        ended = torch.as_tensor(done, device=input_ids.device).expand(len(input_ids))
+        self.stopped.update(map(tuple, input_ids[ended].tolist()))
+        return done
+
+
+def noting_stops(
+    model: nn.Module, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], set[tuple[int, ...]]]:
+    """Options of `generate` whose stopping criteria fill a set with the texts they end."""
+    stopped: set[tuple[int, ...]] = set()
+    criteria: list[Any] = []
+    for one in options.get("stopping_criteria") or ():
+        if type(one).__module__.startswith("transformers."):
+            # Of its own classes generate makes some itself, and finds by their type that one of
+            # them was given. They keep nothing from call to call, so they may be asked twice.
+            criteria.append(one)
+        criteria.append(NotingStops(one, stopped))
+    strings, tokenizer = setting_of(model, options, "stop_strings"), options.get("tokenizer")
+    if strings is not None and tokenizer is not None:
+        from transformers import StopStringCriteria
+
+        criteria.append(NotingStops(StopStringCriteria(tokenizer, strings), stopped))
+    return ({**options, "stopping_criteria": criteria} if criteria else {**options}), stopped
+
+
+def part_of_text(
+    model: nn.Module,
+    sequences: Tensor,
+    start: int,
+    options: Mapping[str, Any],
+    stopped: Collection[tuple[int, ...]] = (),
+) -> Tensor:
+    """Mask `(N, G)` of generated tokens up to the end of their text, without padding.
+
+    A text ends with an end-of-text token or where a stopping criterion said so. Otherwise all of
+    it was written, whatever its last tokens are.
+    """
+    ends = set(special_ids(model, options, "eos_token_id"))
+    lengths = [text_length(row, start, ends, stopped) for row in sequences.tolist()]
+    places = torch.arange(sequences.shape[1] - start, device=sequences.device)
+    return places < torch.tensor(lengths, device=sequences.device)[:, None]
+
+
+def text_length(
+    row: list[int], start: int, ends: Collection[int], stopped: Collection[tuple[int, ...]]
+) -> int:
+    """Tokens from a start to the end of a text."""
+    for index in range(start, len(row)):
+        if row[index] in ends or (stopped and tuple(row[: index + 1]) in stopped):
+            return index + 1 - start
+    return len(row) - start
 
 
 def special_ids(model: nn.Module, options: Mapping[str, Any], name: str) -> list[int]:
-    """Ids of a special token, as `generate` takes them: from its options, else from the config."""
-    places = (options.get("generation_config"), getattr(model, "generation_config", None))
+    """Ids of a special token."""
+    found = setting_of(model, options, name)
+    return [] if found is None else torch.as_tensor(found).flatten().tolist()
+
+
+def setting_of(model: nn.Module, options: Mapping[str, Any], name: str) -> Any:
+    """A setting as `generate` takes it: from its options, else from the config."""
     found = options.get(name)
-    for place in places:
+    for place in (options.get("generation_config"), getattr(model, "generation_config", None)):
         found = getattr(place, name, None) if found is None else found
-    if found is None:
-        return []
-    return torch.as_tensor(found).flatten().tolist()
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,9 @@ from posthoc_bhpeft.posterior import read_weights
 
 SAMPLE_SIZE = 16
 """Numbers kept of each frozen tensor, to tell one base model from another."""
+
+PIECE = 1 << 24
+"""Numbers of a tensor that are copied at once for a fingerprint."""
 
 
 def check_blocks(blocks: Sequence[Block], saved: Mapping[str, Any]) -> None:
@@ -66,9 +69,7 @@ def frozen_samples(model: nn.Module) -> dict[str, Tensor]:
     """
     samples = {}
     for name, parameter in model.named_parameters():
-        if ".original_module." in name:
-            continue
-        if parameter.requires_grad or not parameter.is_floating_point() or not parameter.numel():
+        if parameter.requires_grad or not takes_part(name, parameter):
             continue
         flat = parameter.detach().flatten()
         step = max(len(flat) // SAMPLE_SIZE, 1)
@@ -76,10 +77,51 @@ def frozen_samples(model: nn.Module) -> dict[str, Tensor]:
     return samples
 
 
+def takes_part(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor's numbers say something about the model; those in a few bits do not."""
+    return ".original_module." not in name and tensor.is_floating_point() and tensor.numel() > 0
+
+
 def weights_digest(model: nn.Module) -> str:
     """A fingerprint of every trained number, and of a few of the others."""
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     return digest_of([trained, frozen_samples(model)])
+
+
+def whole_digest(model: nn.Module) -> str:
+    """A fingerprint of every number, frozen ones too: seconds for billions of them."""
+    digest = ""
+    for name, tensor in kept_tensors(model):
+        if takes_part(name, tensor):
+            # In pieces: each is copied, and an embedding may be gigabytes.
+            for piece in tensor.detach().flatten().split(PIECE):
+                digest = digest_of([name, piece], digest)
+    return digest
+
+
+def kept_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, and the buffers that a checkpoint would have: others are made anew from these."""
+    yield from model.named_parameters()
+    for place, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield f"{place}.{name}", buffer
+
+
+def numbers_set(model: nn.Module) -> dict[str, float]:
+    """What modules compute with beside tensors, by name: a LoRA's scaling, the epsilon of a norm.
+
+    Dropout is left out, for a fit has none.
+    """
+    return {
+        f"{place}.{name}.{key}": number
+        for place, module in model.named_modules()
+        if "Dropout" not in type(module).__name__
+        for name, value in vars(module).items()
+        if "drop" not in name
+        for key, number in (value if isinstance(value, dict) else {"": value}).items()
+        if isinstance(number, float)
+    }
 
 
 def check_same_everywhere(model: nn.Module, processes: Processes) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,45 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
         "trained_dtype": trained_dtype(model),
         **{name: getattr(config, name, None) for name in RESTORED},
     }
+
+
+def check_described(path: Path, about: Mapping[str, Any]) -> None:
+    """Raise unless what a record says of its model is of the kinds that `describe_model` wrote.
+
+    Args:
+        path: Of the record, for the message.
+        about: Its part about the model.
+
+    Raises:
+        CheckpointError: Naming the parts that are not.
+    """
+    fits: dict[str, Callable[[Any], bool]] = {
+        "adapter": lambda value: isinstance(value, str),
+        "architecture": lambda value: isinstance(value, str),
+        "dtype": is_dtype,
+        "id2label": lambda value: isinstance(value, dict) and all(map(is_number, value)),
+        "quantization": lambda value: isinstance(value, dict),
+        "task": lambda value: isinstance(value, dict) and isinstance(value.get("type"), str),
+        "trained_dtype": is_dtype,
+    }
+    given = {name: value for name, value in about.items() if value is not None}
+    wrong = [name for name, fit in fits.items() if name in given and not fit(given[name])]
+    if wrong:
+        said = ", ".join(f"{name} is {given[name]!r}" for name in wrong)
+        raise CheckpointError(
+            f"{path} does not make sense: of the model, {said}. It was edited, or written by "
+            "another version. Copy it again, or fit and save the posterior again."
+        )
+
+
+def is_dtype(name: Any) -> bool:
+    """Whether JSON data name a type of tensors, such as "float32"."""
+    return isinstance(name, str) and isinstance(getattr(torch, name, None), torch.dtype)
+
+
+def is_number(key: str) -> bool:
+    """Whether a key of JSON is a whole number, as those of labels are."""
+    return key.removeprefix("-").isdecimal()
 
 
 def rebuild_model(folder: Path, record: Mapping[str, Any], *, base: str | None = None) -> nn.Module:

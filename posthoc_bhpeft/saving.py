@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from posthoc_bhpeft.blocks import Block, Observed, Product, find_products
 from posthoc_bhpeft.checkpoints import read_json, write_json
 from posthoc_bhpeft.curvature import Placed
-from posthoc_bhpeft.errors import BhpeftError, CheckpointError
+from posthoc_bhpeft.errors import CheckpointError
 from posthoc_bhpeft.likelihood import Likelihood
 from posthoc_bhpeft.linalg import BlockOperator, check_structure, restored, structure_of
 from posthoc_bhpeft.matching import check_blocks, check_frozen, check_weights, frozen_samples
 from posthoc_bhpeft.posterior import Posterior, decompose_all, read_weights
 from posthoc_bhpeft.prior import GaussianPrior
+from posthoc_bhpeft.rebuild import check_described
 from posthoc_bhpeft.review import ReviewRule, read_rule, write_rule
 from posthoc_bhpeft.settings import decode, encode
 
@@ -131,14 +132,14 @@ def load_posterior(
         check_weights(model, blocks, with_prefix(tensors, "mean/"))
         return SavedPosterior(
             read_posterior(blocks, record, tensors, read_weights(model, blocks)),
-            decode(record["likelihood"]),
-            decode(record["predictive"]) if predictive is None else predictive,
+            read_setting(record, "likelihood", "nll"),
+            read_setting(record, "predictive", "predict") if predictive is None else predictive,
             # Kept for the record only, so an estimator of the user's own does no harm.
             decode(record["curvature"], strict=False),
             str(record["prior_reason"]),
             read_rule(folder, file_digest(folder / POSTERIOR_FILE)),
         )
-    except BhpeftError:
+    except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
@@ -235,7 +236,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def check_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Raise unless a record has all its parts; what they hold is checked where they are read."""
+    """Raise unless a record has all its parts; those of numbers are checked where they are read."""
     blocks = record.get("blocks")
     missing = RECORD_PARTS - record.keys()
     if isinstance(blocks, dict) and all(isinstance(entry, dict) for entry in blocks.values()):
@@ -249,6 +250,15 @@ def check_record(path: Path, record: Mapping[str, Any]) -> None:
             f"{path} lacks {', '.join(sorted(missing))}: it was edited, or cut off. Copy it again, "
             "or fit and save again."
         )
+    check_described(path, record["model"])
+
+
+def read_setting(record: Mapping[str, Any], name: str, method: str) -> Any:
+    """A setting of a record, which must have the method that it is there for."""
+    setting = decode(record[name])
+    if not hasattr(setting, method):
+        raise TypeError(f"{name} is {record[name]!r}")
+    return setting
 
 
 def read_tensors(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("shards",),
     ("hybrid",),
-    ("blocks", "checkpoints", "folders", "tasks"),
+    ("blocks", "checkpoints", "folders", "stored", "tasks"),
     ("curvature", "prior", "evidence"),
     ("posterior",),
     ("predictive",),

@@ -14,11 +14,11 @@ from tests.models import mlp, pairs, posterior_of, seeded
 FLOOR = 0.3
 
 
-@pytest.fixture
-def posterior():
+@pytest.fixture(params=[KroneckerGGN(), KroneckerGGN(rank=1, wide=4)], ids=["whole", "low rank"])
+def posterior(request):
     """Of a model whose weights lie off the mean of a prior that carries two terms."""
     generator = seeded(3)
-    first = posterior_of(mlp(4, 5, 3), pairs((8, 4), 3), curvature=KroneckerGGN())
+    first = posterior_of(mlp(4, 5, 3), pairs((8, 4), 3), curvature=request.param)
     mean = {
         name: weights + torch.randn(weights.shape, generator=generator, dtype=weights.dtype)
         for name, weights in first.mean.items()

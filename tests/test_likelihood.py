@@ -9,7 +9,8 @@ from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Normal
 
 from posthoc_bhpeft.errors import ConfigError, DataError
-from posthoc_bhpeft.likelihood import Bernoulli, Categorical, Gaussian
+from posthoc_bhpeft.likelihood import Bernoulli, Categorical, Gaussian, Tokens
+from posthoc_bhpeft.likelihood.labels import ABSENT
 from tests.models import seeded
 from tests.oracles import output_hessians
 
@@ -129,3 +130,32 @@ def test_labels_that_do_not_fit_are_refused_in_words(likelihood, n_outputs, labe
 def test_a_noise_variance_must_be_positive(value):
     with pytest.raises(ConfigError, match="above 0"):
         Gaussian(value)
+
+
+@pytest.mark.parametrize("likelihood", [Categorical(), Bernoulli(), Tokens()], ids=repr)
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_random_signs_of_a_row_do_not_depend_on_its_batch(likelihood, size):
+    shape = (N, 4, 7) if likelihood.positions else (N, 7)
+    outputs = torch.randn(shape, generator=seeded(), dtype=torch.float64)
+    labels = torch.randint(0, 7, shape[:-1], generator=seeded(1))
+    if likelihood.positions:
+        labels[1, 2:] = -100
+
+    def drawn(step):
+        generator = seeded(2)
+        parts = [slice(start, start + step) for start in range(0, N, step)]
+        each = [likelihood.signed_root(outputs[p], labels[p], 2, generator) for p in parts]
+        return torch.cat(each, 1)
+
+    assert torch.allclose(drawn(size), drawn(N), atol=1e-12)
+
+
+def test_labels_of_choices_that_are_not_there():
+    outputs = torch.tensor([[0.5, 1.0, ABSENT], [0.5, 1.0, 2.0]])
+    Categorical().check_labels(outputs, torch.tensor([1, 2]))
+    for kind in (torch.float32, torch.bfloat16, torch.float16):
+        with pytest.raises(DataError, match=r"Label 2 in row 0 .* the row has 2"):
+            Categorical().check_labels(outputs.to(kind), torch.tensor([2, 2]))
+    # As it is where a model in half precision says so and its outputs are made longer.
+    with pytest.raises(DataError, match="not there"):
+        Categorical().check_labels(outputs.bfloat16().float(), torch.tensor([2, 2]))

@@ -24,6 +24,7 @@ from posthoc_bhpeft import (
 )
 from posthoc_bhpeft.blocks import discover
 from posthoc_bhpeft.errors import ConfigError, ModelError
+from posthoc_bhpeft.linalg import LowRankFactor
 from posthoc_bhpeft.merging import common_prior, merge
 from posthoc_bhpeft.merging.checks import check_common_start, likeness
 from posthoc_bhpeft.prior import GaussianPrior
@@ -133,7 +134,9 @@ def carried_prior() -> GaussianPrior:
 
 
 @pytest.mark.parametrize(
-    "curvature", [KroneckerGGN(), DiagonalGGN(), DenseGGN()], ids=["K", "diagonal", "dense"]
+    "curvature",
+    [KroneckerGGN(), KroneckerGGN(rank=1, wide=4), DiagonalGGN(), DenseGGN()],
+    ids=["K", "K in low rank", "diagonal", "dense"],
 )
 @pytest.mark.parametrize("k", [2, 3, 5])
 @pytest.mark.parametrize("make", [carried_prior, lambda: common_prior(mlp(4, 3, 3), 0.8)])
@@ -152,6 +155,14 @@ def test_the_mean_is_that_of_a_dense_solve_of_the_same_operators(make, k, curvat
         exact = torch.linalg.solve(total, right)
         found = merged.posterior.mean[name].flatten()
         assert torch.allclose(found, exact, rtol=1e-8, atol=1e-9)
+
+
+def test_sides_in_low_rank_stay_so():
+    prior = common_prior(mlp(4, 3, 3), 0.8)
+    merged = merge(classifiers(prior, 3, KroneckerGGN(rank=1, wide=4)), prior=prior, max_terms=1)
+    (term,) = merged.posterior.curvature["0.weight"].terms
+    assert isinstance(term.right, LowRankFactor)
+    assert len(term.right.values) == 1
 
 
 def test_terms_are_merged_after_the_mean_was_solved_for():

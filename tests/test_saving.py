@@ -601,12 +601,36 @@ EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
     "rows a word": lambda record: record.update(n_rows="many"),
 }
 
+NONSENSE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "likelihood null": lambda record: record.update(likelihood=None),
+    "likelihood of another role": lambda record: record.update(likelihood=record["predictive"]),
+    "predictive null": lambda record: record.update(predictive=None),
+    "label no number": lambda record: record["model"].update(id2label={"x": "bad"}),
+    "labels a list": lambda record: record["model"].update(id2label=["bad", "good"]),
+    "dtype unknown": lambda record: record["model"].update(dtype="nope"),
+    "dtype no dtype": lambda record: record["model"].update(dtype="nn"),
+    "trained dtype unknown": lambda record: record["model"].update(trained_dtype="nope"),
+    "task a list": lambda record: record["model"].update(task=[]),
+    "task without a type": lambda record: record["model"].update(task={"type": [1]}),
+    "quantization a word": lambda record: record["model"].update(quantization="4bit"),
+}
+
 
 @pytest.mark.parametrize("rebuilt", [True, False], ids=["rebuilt", "given"])
 @pytest.mark.parametrize("name", EDITS)
 def test_edited_json(name: str, rebuilt: bool, bayes: BayesianPeft, saved: Path) -> None:
     edit_json(saved, EDITS[name])
     with pytest.raises((CheckpointError, ConfigError), match=r"[a-z]+ .*\.$"):
+        BayesianPeft.from_pretrained(saved, model=None if rebuilt else bayes.model)
+
+
+@pytest.mark.parametrize("rebuilt", [True, False], ids=["rebuilt", "given"])
+@pytest.mark.parametrize("name", NONSENSE)
+def test_json_that_makes_no_sense_is_named(
+    name: str, rebuilt: bool, bayes: BayesianPeft, saved: Path
+) -> None:
+    edit_json(saved, NONSENSE[name])
+    with pytest.raises(CheckpointError, match=r"posterior\.json does not make sense: .*save"):
         BayesianPeft.from_pretrained(saved, model=None if rebuilt else bayes.model)
 
 

@@ -18,7 +18,7 @@ from posthoc_bhpeft.batches.looking import (
     look_through,
     summarize,
 )
-from posthoc_bhpeft.batches.quantised import differentiable
+from posthoc_bhpeft.batches.quantised import differentiable, scales
 from posthoc_bhpeft.batches.reading import (
     IGNORED,
     Inputs,
@@ -44,6 +44,7 @@ __all__ = [
     "logits_of",
     "look_through",
     "move",
+    "scales",
     "split_batch",
     "summarize",
 ]

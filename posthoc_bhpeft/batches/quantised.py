@@ -43,3 +43,19 @@ def take_back(layer: nn.Module) -> None:
     # Scales that are not quantised themselves, one of 64 weights, are left there as (q / 64, p).
     if state.absmax.dim() == 2:
         state.absmax = state.absmax.T.reshape(-1).to(torch.float32)
+
+
+def scales(model: nn.Module) -> Iterator[torch.Tensor]:
+    """The scales of quantised weights, which bitsandbytes keeps beside parameters and buffers."""
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        four: Any = getattr(weight, "quant_state", None)
+        if four is not None:
+            yield four.absmax
+            if four.nested:
+                yield four.state2.absmax
+        # Of 8 bits, on the weight until the first call, then on the module.
+        for holder in (weight, getattr(module, "state", None)):
+            eight = getattr(holder, "SCB", None)
+            if isinstance(eight, torch.Tensor):
+                yield eight

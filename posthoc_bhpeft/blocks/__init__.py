@@ -1,5 +1,6 @@
 """Trainable tensors as `(p, q)` blocks, and their per-sample gradients."""
 
+from posthoc_bhpeft.blocks.apart import CheckedTape
 from posthoc_bhpeft.blocks.block import (
     Block,
     Kind,
@@ -18,6 +19,7 @@ from posthoc_bhpeft.blocks.tape import Engine, See, Tape, observing
 __all__ = [
     "DEFAULT_RECOGNIZERS",
     "Block",
+    "CheckedTape",
     "Engine",
     "Kind",
     "MatrixView",

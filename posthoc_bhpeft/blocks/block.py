@@ -7,7 +7,7 @@ Everything later (curvature, posterior, predictive) sees blocks and per-sample g
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -210,9 +210,13 @@ HEAD_NAMES = frozenset(
 )
 
 
+#: Where a layer keeps its adapters by name, beside the `bhpeft_...` and `lora_...`.
+CONTAINERS = frozenset({"ln_tuning_layers", "modules_to_save", "prompt_encoder"})
+
+
 def kind_of(path: str) -> Kind:
-    """The kind of a block, read from the names of the modules around it."""
-    parts = path.split(".")
+    """The kind of a block, read from the names of the modules around it; not from an adapter's."""
+    parts = without_adapters(path.split("."))
     if "modules_to_save" in parts:
         return Kind.HEAD
     if any("lora_" in part for part in parts):
@@ -222,6 +226,17 @@ def kind_of(path: str) -> Kind:
     if any("prefix" in part or part == "prompt_encoder" for part in parts):
         return Kind.PREFIX
     return Kind.HEAD if HEAD_NAMES.intersection(parts) else Kind.OTHER
+
+
+def without_adapters(parts: Sequence[str]) -> list[str]:
+    """The parts of a path less what adapters are called: what follows a container of them."""
+    kept: list[str] = []
+    inside = False
+    for part in parts:
+        if not inside:
+            kept.append(part)
+        inside = not inside and (part in CONTAINERS or part.startswith(("bhpeft_", "lora_")))
+    return kept
 
 
 def block_at(path: str, inside: str, view: MatrixView, tap: Tap | ModuleTap) -> Block:
@@ -250,7 +265,10 @@ def by_row(tensor: Tensor, n_rows: int) -> Tensor:
     """
     if tensor.shape[0] % n_rows:
         raise ModelError(
-            f"A tapped module saw {tensor.shape[0]} leading rows for a batch of {n_rows}: it mixes "
-            "rows, so there is no gradient a row. Freeze its tensors to leave them out."
+            f"its module saw {tensor.shape[0]} leading rows for a batch of {n_rows}: it is called "
+            "once for the whole batch, or mixes rows, so there is no gradient a row. Leave it out: "
+            "freeze its tensors with requires_grad_(False), or train without it. In a DeBERTa with "
+            "share_att_key these are query_proj and key_proj, which serve its relative positions "
+            "too; value_proj and attention.output.dense can be trained."
         )
     return tensor.reshape(n_rows, -1, tensor.shape[-1])

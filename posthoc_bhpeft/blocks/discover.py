@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import nn
 
 from posthoc_bhpeft.blocks.adalora import adalora_blocks
 from posthoc_bhpeft.blocks.adapters import inactive_tensors, tuner_family
@@ -99,8 +99,7 @@ def learnt_parameters(
 
 def check_coverage(model: nn.Module, blocks: Sequence[Block]) -> None:
     """Raise unless blocks cover each element of each trainable tensor exactly once."""
-    every_name = dict(model.named_parameters(remove_duplicate=False))
-    check_not_shared(every_name, blocks)
+    check_not_shared(model, blocks)
     trainable = learnt_parameters(model)
     counts = {name: torch.zeros(p.shape, dtype=torch.int32) for name, p in trainable.items()}
     for block in blocks:
@@ -116,19 +115,20 @@ def check_coverage(model: nn.Module, blocks: Sequence[Block]) -> None:
         raise ModelError(f"{twice[0]!r} is claimed by two blocks: two recognizers took it.")
 
 
-def check_not_shared(every_name: Mapping[str, Tensor], blocks: Sequence[Block]) -> None:
+def check_not_shared(model: nn.Module, blocks: Sequence[Block]) -> None:
     """Raise if a trainable tensor is used by two modules: its gradient would be counted in part."""
-    owners: dict[int, list[str]] = {}
-    for name, parameter in every_name.items():
+    owners: dict[int, dict[int, str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.requires_grad:
-            owners.setdefault(id(parameter), []).append(name)
+            # One module reachable by two paths is fine; it is called, and tapped, as one.
+            found = owners.setdefault(id(parameter), {})
+            found.setdefault(id(holder(model, name)[1]), name)
     claimed = {block.parameter for block in blocks}
-    for names in owners.values():
-        modules = claimed.intersection(names)
-        # One module reachable by two paths is fine; it is called, and tapped, as one.
-        if len(modules) > 1:
+    for names in map(sorted, (found.values() for found in owners.values())):
+        # What no block has is told of as unclaimed.
+        if len(names) > 1 and claimed.intersection(names):
             raise ModelError(
-                f"{sorted(modules)[0]!r} is shared by {len(modules)} modules ({sorted(modules)}). "
+                f"{names[0]!r} is shared by {len(names)} modules ({names}). "
                 "A block belongs to one module: untie the tensors, or freeze them."
             )
 
@@ -151,14 +151,20 @@ def describe_unclaimed(
 
 def owner(model: nn.Module, parameter: str) -> str:
     """The class of the layer that holds a parameter, and of the peft layer around it."""
-    path, _, _ = parameter.rpartition(".")
-    module = model.get_submodule(path)
-    while isinstance(module, nn.ModuleDict | nn.ParameterDict):
-        path, _, _ = path.rpartition(".")
-        module = model.get_submodule(path)
+    path, module = holder(model, parameter)
     tuners = [
         tuner_family(layer).__name__
         for above, layer in model.named_modules()
         if isinstance(layer, BaseTunerLayer) and f"{path}.".startswith(f"{above}.")
     ]
     return " of peft's ".join([type(module).__name__, *tuners[-1:]])
+
+
+def holder(model: nn.Module, parameter: str) -> tuple[str, nn.Module]:
+    """The layer that holds a parameter, past peft's containers, and its path."""
+    path, _, _ = parameter.rpartition(".")
+    module = model.get_submodule(path)
+    while isinstance(module, nn.ModuleDict | nn.ParameterDict):
+        path, _, _ = path.rpartition(".")
+        module = model.get_submodule(path)
+    return path, module

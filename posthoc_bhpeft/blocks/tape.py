@@ -22,6 +22,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from posthoc_bhpeft.blocks.backward import Places
 from posthoc_bhpeft.blocks.block import Block, ModuleTap, Observation, Site
 from posthoc_bhpeft.blocks.layout import rows_are_second, rows_first, rows_seen_second
+from posthoc_bhpeft.blocks.linear import observe_bias
 from posthoc_bhpeft.errors import DeadBlockError, ModelError
 
 See = Callable[[Block, Observation], None]
@@ -69,12 +70,27 @@ class Calls:
     inputs: list[Tensor] = field(default_factory=list)
     edges: list[GradientEdge] = field(default_factory=list)
     shapes: list[torch.Size] = field(default_factory=list)
+    versions: list[int | None] = field(default_factory=list)
 
     def add(self, given: Tensor, tapped: Tensor) -> None:
         """One more call."""
         self.inputs.append(given.detach())
+        # Of what is tapped itself the gradient is read alone; inference tensors keep no count.
+        counted = given is not tapped and not given.is_inference()
+        self.versions.append(given._version if counted else None)
         self.edges.append(get_gradient_edge(tapped))
         self.shapes.append(tapped.shape)
+
+    def check_unchanged(self, block: Block) -> None:
+        """Raise if an input was changed in place since: it is kept without a copy."""
+        for given, version in zip(self.inputs, self.versions, strict=True):
+            if version is not None and given._version != version:
+                raise ModelError(
+                    f"What {block.module!r} read was changed in place after it ran (x += y, "
+                    f"relu_), so the gradients a row of block {block.name!r} cannot be told. Have "
+                    "the model make a new tensor (x = x + y), or leave the block out: freeze its "
+                    "tensor with requires_grad_(False)."
+                )
 
 
 class Arrivals:
@@ -232,6 +248,8 @@ class HookTape:
         given, n_inner = self.calls[place].inputs, self.inner_rows or n_rows
         for block in self.at[place]:
             module = self.modules[block.module]
+            if block.tap is not observe_bias:  # it reads no input
+                self.calls[place].check_unchanged(block)
             seen = [
                 observe_call(block, module, *self.turned(place, one, cotangent, n_inner), n_inner)
                 for one, cotangent in zip(given, cotangents, strict=True)
@@ -330,6 +348,7 @@ def concatenate(observations: Sequence[Observation]) -> Observation:
     return Observation(
         torch.cat([seen.rows for seen in observations], 1),
         torch.cat([seen.columns for seen in observations], 1),
+        all(seen.factored for seen in observations),
     )
 
 
@@ -340,11 +359,14 @@ def observe_call(
     if given.is_floating_point():
         given = given.to(cotangent)
     tap = block.tap
-    if isinstance(tap, ModuleTap):
-        with torch.no_grad():
-            observation = tap.observe(module, given, cotangent, n_rows)
-    else:
-        observation = tap(given, cotangent, n_rows)
+    try:
+        if isinstance(tap, ModuleTap):
+            with torch.no_grad():
+                observation = tap.observe(module, given, cotangent, n_rows)
+        else:
+            observation = tap(given, cotangent, n_rows)
+    except ModelError as error:  # it knows no names
+        raise ModelError(f"Block {block.name!r}: {error}") from error
     got = (observation.rows.shape[-1], observation.columns.shape[-1])
     if got != block.shape:
         raise ModelError(

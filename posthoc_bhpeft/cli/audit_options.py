@@ -226,7 +226,8 @@ ResamplesOption = Annotated[
     ),
 ]
 SeedOption = Annotated[
-    int, _option(MEASURED, "--seed", metavar="N", help="Of draws and resamples. [default: 0]")
+    int,
+    _option(MEASURED, "--seed", metavar="N", min=0, help="Of draws and resamples. [default: 0]"),
 ]
 OutputOption = Annotated[
     Path | None,
@@ -269,7 +270,7 @@ QuietOption = Annotated[
     bool, _option(RESULT, "--quiet", "-q", help="No text and no progress bars.")
 ]
 BatchSizeOption = Annotated[
-    int, _option(RUN, "--batch-size", metavar="N", help="Rows a batch. [default: 32]")
+    int, _option(RUN, "--batch-size", metavar="N", min=1, help="Rows a batch. [default: 32]")
 ]
 ModelOption = Annotated[
     str | None,

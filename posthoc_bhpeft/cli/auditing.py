@@ -264,12 +264,19 @@ def contest(mine: Opened, subject: Any, rows: TextData, asked: Asked) -> Contest
 def held_out_rows(mine: Opened, rows: TextData, asked: Asked) -> TextData:
     """The split that a temperature or noise is fitted on; never the one under audit."""
     source = open_source(rows.source)
-    split = asked.held_out or source.validation_split
+    recorded = mine.checkpoint.rows
+    same = recorded is not None and recorded.source == rows.source
+    learnt = recorded.train_split if recorded is not None and same else None
+    # A split with the name of held-out rows may be the one that was learnt.
+    usual = None if source.validation_split == learnt else source.validation_split
+    split = asked.held_out or usual
     if split is None or split == rows.split:
+        others = [name for name in source.splits if name not in (rows.split, learnt)]
+        ways = f"Name another split with --held-out: {', '.join(others)}."
         raise ConfigError(
-            f"A temperature, and the noise of a regression without posterior, is fitted on "
-            f"held-out rows that are not those of the audit ({rows.split}). Name another split "
-            f"with --held-out: {', '.join(source.splits)}."
+            "A temperature, and the noise of a regression without posterior, is fitted on held-out "
+            f"rows that were not learnt and are not those of the audit ({rows.split}). "
+            + (ways if others else f"{source.name} has no such split: add one.")
         )
     settings = reading(mine.checkpoint, asked.rows, rows.source)
     found = rows_to_predict(mine.checkpoint, settings, split, ignore_labels=False)

@@ -148,9 +148,10 @@ def _recorded(paths: Sequence[Path]) -> str:
 
 def _labels(paths: Sequence[Path], head_from: str | None, classes: int | None) -> tuple[str, ...]:
     """Names for the outputs of the head, which are counted in the checkpoints."""
-    from posthoc_bhpeft.checkpoints import WEIGHTS_FILE, checkpoint_labels, stored_shapes
+    from posthoc_bhpeft.checkpoints import checkpoint_labels
     from posthoc_bhpeft.errors import CheckpointError, ConfigError
     from posthoc_bhpeft.interop.adapterhub_head import label_names
+    from posthoc_bhpeft.stored import WEIGHTS_FILE, stored_shapes
 
     if classes is not None:
         return tuple(f"LABEL_{index}" for index in range(classes))

@@ -14,6 +14,7 @@ from posthoc_bhpeft.cli.options import (
     DirectionsChoice,
     FactorRankOption,
     JsonOption,
+    QuantizeAsTrainedOption,
     QuietOption,
 )
 from posthoc_bhpeft.cli.output import running
@@ -35,16 +36,19 @@ def estimate(
     rank: FactorRankOption = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows a batch.")] = 16,
     max_length: Annotated[
-        int | None, typer.Option("--max-length", help="Tokens a row. [default: of the training]")
+        int | None,
+        typer.Option("--max-length", min=1, help="Tokens a row. [default: of the training]"),
     ] = None,
     rows: Annotated[
-        int | None, typer.Option("--rows", help="Training rows. [default: of the training]")
+        int | None, typer.Option("--rows", min=1, help="Training rows. [default: of the training]")
     ] = None,
     dtype: Annotated[
         str, typer.Option("--dtype", help="Of the base model: float32, bfloat16, float16.")
     ] = "float32",
+    quantize: QuantizeAsTrainedOption = None,
     memory: Annotated[
-        float | None, typer.Option("--memory", help="GB of a card: does it fit, model included?")
+        float | None,
+        typer.Option("--memory", min=0, help="GB of a card: does it fit, model included?"),
     ] = None,
     model: BaseOption = None,
     as_json: JsonOption = False,
@@ -60,6 +64,7 @@ def estimate(
     Examples:
       bhpeft estimate out
       bhpeft estimate out --dtype bfloat16 --rank 32 --memory 80
+      bhpeft estimate out --dtype bfloat16 --quantize 4bit --rank 32 --memory 24
     """  # noqa: D301 - \b is the character that keeps lines apart
     with running(as_json=as_json, quiet=quiet, debug=debug) as out:
         from posthoc_bhpeft.checkpoints import checkpoint_folder
@@ -81,6 +86,7 @@ def estimate(
             batch_size=batch_size,
             length=max_length or found.max_length,
             n_rows=recorded if rows is None else rows,
+            quantization=found.storage(dtype, quantize)["quantization"],
         )
         for number, table in enumerate(tables(needed)):
             out.table(table.title, table.columns, table.rows)

@@ -26,7 +26,7 @@ from posthoc_bhpeft.cli.options import (
     OverwriteOption,
     PairOption,
     PriorChoice,
-    QuantizeChoice,
+    QuantizeAsTrainedOption,
     QuietOption,
     ResponseOption,
     SeparatorOption,
@@ -37,9 +37,16 @@ from posthoc_bhpeft.cli.output import running
 if TYPE_CHECKING:
     from posthoc_bhpeft.api import BayesianPeft
     from posthoc_bhpeft.curvature import Curvature
+    from posthoc_bhpeft.data import RowSettings, TextData
     from posthoc_bhpeft.selection import PriorRule
 
 FIT_FILE = "fit.json"
+READ_BY = (
+    *("text_column", "text_pair_column", "label_column", "label_columns", "label_separator"),
+    *("response_column", "drop_unlabelled"),
+)
+"""Settings of `RowSettings` that say how rows are read, each an option of the same name."""
+
 _KEPT = ("training.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -80,9 +87,10 @@ def fit(
         int | None, typer.Option("--max-rows", help="Fit on at most so many of the rows.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", help="Of draws and signs. [default: of the training]")
+        int | None,
+        typer.Option("--seed", min=0, help="Of draws and signs. [default: of the training]"),
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Rows a batch.")] = 16,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows a batch.")] = 16,
     resume: Annotated[
         bool,
         typer.Option(
@@ -112,13 +120,7 @@ def fit(
             help="Of the base model: float32, bfloat16, float16, auto. [default: of the training]",
         ),
     ] = None,
-    quantize: Annotated[
-        QuantizeChoice | None,
-        typer.Option(
-            "--quantize",
-            help="Keep the frozen weights so, with bitsandbytes. [default: as in the training]",
-        ),
-    ] = None,
+    quantize: QuantizeAsTrainedOption = None,
     device: DeviceOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -127,9 +129,10 @@ def fit(
 ) -> None:
     """Fit a posterior over the trained weights of a checkpoint.
 
-    Without --data it reads the very rows the checkpoint was trained on, as training.json records
-    them. Held-out rows are not needed. What the checkpoint is asked (classes, several labels, a
-    number, choices, a language model that answers or writes a text) is found, and said.
+    Without --data it reads the very rows the checkpoint was trained on, in the way that
+    training.json records; other columns are for other rows, so they go with --data. Held-out rows
+    are not needed. What the checkpoint is asked (classes, several labels, a number, choices, a
+    language model that answers or writes a text) is found, and said.
 
     \b
     Examples:
@@ -166,7 +169,7 @@ def fit(
 
         folder = checkpoint_folder(checkpoint)
         found = open_checkpoint(folder)
-        storage = found.storage(dtype, None if quantize is None else quantize.value)
+        storage = found.storage(dtype, quantize)
         target = folder if output is None else output
         if _same(target, folder):
             check_writable(folder)
@@ -174,22 +177,25 @@ def fit(
             reads = found.sources(data, model)
             check_output(target, overwrite=overwrite, kind=CHECKPOINT, reads=reads)
         kept = resume_beside(target, wanted=resume, seconds=save_every)
-        named = None
-        if data is not None:
-            named = RowSettings(
-                source=absolute(data),
-                validation=prior is PriorChoice.held_out,
-                text_column=text_column,
-                text_pair_column=text_pair_column,
-                label_column=label_column,
-                label_columns=names_in(label_columns),
-                label_separator=label_separator,
-                response_column=response_column,
-                responses=None,
-                drop_unlabelled=drop_unlabelled,
-                seed=seed or 0,
-            )
-        chosen = training_rows(found, named, max_rows=max_rows, seed=seed)
+        _check_prior(prior, precision, per)
+        named = RowSettings(
+            source="" if data is None else absolute(data),
+            validation=prior is PriorChoice.held_out,
+            text_column=text_column,
+            text_pair_column=text_pair_column,
+            label_column=label_column,
+            label_columns=names_in(label_columns),
+            label_separator=label_separator,
+            response_column=response_column,
+            responses=None,
+            drop_unlabelled=drop_unlabelled,
+            seed=seed or 0,
+        )
+        if data is None:
+            _check_as_trained(found.rows, named)
+        chosen = training_rows(found, None if data is None else named, max_rows=max_rows, seed=seed)
+        if prior is PriorChoice.held_out:
+            _check_held_out(chosen.validation)
         found = found.asked_by(chosen.train)
         task = found.task.describe(chosen.train)
         for note in (*chosen.notes, task):
@@ -295,10 +301,53 @@ def chosen_curvature(
     return estimators[choice]
 
 
-def _prior(
-    choice: PriorChoice, precision: float | None, per: GroupChoice, held_out: Any
-) -> PriorRule:
-    from posthoc_bhpeft import selection as s
+def _check_as_trained(recorded: RowSettings | None, named: RowSettings) -> None:
+    """Raise where rows are to be read otherwise than in the training, and no data are named.
+
+    Raises:
+        ConfigError: With the options that tell so.
+    """
+    from posthoc_bhpeft.errors import ConfigError
+
+    # A folder that records no rows needs --data whatever else is said.
+    if recorded is None:
+        return
+    others = [
+        name
+        for name in READ_BY
+        if (value := getattr(named, name)) and value != getattr(recorded, name)
+    ]
+    if others:
+        options = ", ".join("--" + name.replace("_", "-") for name in others)
+        raise ConfigError(
+            f"{options}: without --data the rows are those of the training, read as they were "
+            f"then. Name the data too (--data {recorded.source}, or other training rows), or leave "
+            f"{options} out."
+        )
+
+
+def _check_held_out(validation: TextData | None) -> None:
+    """Raise where the training learnt all of its rows, so that none is held out.
+
+    Raises:
+        ConfigError: With the ways to have some, or to do without.
+    """
+    from posthoc_bhpeft.errors import ConfigError
+
+    if validation is None:
+        raise ConfigError(
+            "--prior held-out needs rows that were not learnt, and the training kept none "
+            "(--no-early-stopping): it learnt all rows, whichever of them were read again. Train "
+            "anew without --no-early-stopping, or leave --prior out: --prior left-out needs none."
+        )
+
+
+def _check_prior(choice: PriorChoice, precision: float | None, per: GroupChoice) -> None:
+    """Raise where options do not go together, before any work.
+
+    Raises:
+        ConfigError: With those that do.
+    """
     from posthoc_bhpeft.errors import ConfigError
 
     if (choice is PriorChoice.fixed) != (precision is not None):
@@ -308,11 +357,13 @@ def _prior(
         raise ConfigError(
             f"--per {per.value} needs --prior evidence or visible; the others choose one precision."
         )
-    if choice is PriorChoice.held_out and held_out is None:
-        raise ConfigError(
-            "--prior held-out needs validation rows, and the training kept none "
-            "(--no-early-stopping). Name the data with --data."
-        )
+
+
+def _prior(
+    choice: PriorChoice, precision: float | None, per: GroupChoice, held_out: Any
+) -> PriorRule:
+    from posthoc_bhpeft import selection as s
+
     if precision is not None:
         return s.FixedPrecision(precision)
     if choice is PriorChoice.evidence:

@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+MOST_SEED = 2**32 - 1
+"""The largest that numpy takes."""
+
 
 class PeftChoice(str, Enum):
     """What to train."""
@@ -78,7 +81,9 @@ ResponseOption = Annotated[
 DropOption = Annotated[
     bool, typer.Option("--drop-unlabelled", help="Leave out rows whose label is missing or -1.")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, max=MOST_SEED, help="Seed of everything random.")
+]
 DeviceOption = Annotated[
     str | None,
     typer.Option("--device", help="cpu, cuda, cuda:1, mps. [default: the best there is]"),
@@ -97,8 +102,15 @@ RateOption = Annotated[
     float | None,
     typer.Option("--lr", help="Peak learning rate. [default: 0.001, for prefix alone 0.01]"),
 ]
-BatchOption = Annotated[int, typer.Option("--batch-size", help="Rows a step.")]
-LengthOption = Annotated[int, typer.Option("--max-length", help="Tokens a text is cut at.")]
+BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Rows a step.")]
+LengthOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-length",
+        min=1,
+        help="Tokens a text is cut at. [default: 128, or what the model has positions for]",
+    ),
+]
 DecayOption = Annotated[float, typer.Option("--weight-decay", help="Of AdamW.")]
 WarmupOption = Annotated[float, typer.Option("--warmup", help="Share of the steps.")]
 PatienceOption = Annotated[
@@ -117,6 +129,13 @@ DtypeOption = Annotated[
 QuantizeOption = Annotated[
     QuantizeChoice,
     typer.Option("--quantize", help="Keep the frozen weights so, with bitsandbytes."),
+]
+QuantizeAsTrainedOption = Annotated[
+    QuantizeChoice | None,
+    typer.Option(
+        "--quantize",
+        help="Keep the frozen weights so, with bitsandbytes. [default: as in the training]",
+    ),
 ]
 CheckpointArgument = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="Folder that `bhpeft train` wrote.")

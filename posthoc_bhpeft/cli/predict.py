@@ -69,8 +69,8 @@ def predict(
     max_rows: Annotated[
         int | None, typer.Option("--max-rows", help="Predict at most so many rows.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Rows a batch.")] = 32,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draws.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows a batch.")] = 32,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
@@ -179,6 +179,8 @@ def predict(
         if predictor.bayes is None:
             predictor = predictor.asked(found.task, rows, tokenizer_of(found, predictor.base))
         predictor.check_choices(rows)
+        if link is not None:
+            predictor.check_link()
         names = found.names_for_reading or rows.label_names
         chosen = asked or predictor.usual
         if review:

@@ -19,7 +19,7 @@ from posthoc_bhpeft.cli.output import plain
 from posthoc_bhpeft.cli.worded import rounded
 from posthoc_bhpeft.data.forms import Form
 from posthoc_bhpeft.data.rows import TextData
-from posthoc_bhpeft.errors import ConfigError, DataError
+from posthoc_bhpeft.errors import ConfigError, DataError, NonFiniteError
 from posthoc_bhpeft.likelihood import Bernoulli, Gaussian, Likelihood
 from posthoc_bhpeft.predictive import MAP, Prediction
 from posthoc_bhpeft.predictive.positions import counted_positions
@@ -69,6 +69,18 @@ class Predictor:
                     f"the model was fitted to answer with {most} letters, as many as a row had "
                     "then. Leave such rows out, or fit on rows of which one has as many."
                 )
+
+    def check_link(self) -> None:
+        """Raise where a link is named and there is nothing to link, before any work.
+
+        Raises:
+            ConfigError: If numbers are predicted.
+        """
+        if self.regression:
+            raise ConfigError(
+                "--link is from logits to probabilities, and this model predicts numbers, whose "
+                "mean and deviation need none. Leave it out."
+            )
 
     @property
     def usual(self) -> Predictive:
@@ -244,7 +256,24 @@ def _reviewed(prediction: Prediction, n: int, label_names: Sequence[str] | None)
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON lines."""
+    """Write JSON lines.
+
+    Raises:
+        NonFiniteError: If something in a row is NaN, which JSON has no word for.
+    """
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
+            if wrong := [name for name, value in row.items() if has_nan(value)]:
+                raise NonFiniteError(
+                    f"{path.name}: {', '.join(wrong)} of row {row.get('index')} are NaN, so "
+                    "nothing is predicted there, and no file was written. Where --link or "
+                    "--predictive were given, leave them out; else fit anew in --dtype float32."
+                )
             file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
+
+
+def has_nan(value: Any) -> bool:
+    """Whether a value, or one of a list, is NaN."""
+    if isinstance(value, list | tuple):
+        return any(map(has_nan, value))
+    return isinstance(value, float) and math.isnan(value)

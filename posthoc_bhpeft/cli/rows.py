@@ -13,6 +13,7 @@ from posthoc_bhpeft.checkpoints import (
     load_tokenizer,
     read_json,
 )
+from posthoc_bhpeft.cli.options import QuantizeChoice
 from posthoc_bhpeft.cli.tasks import UNNAMED, fitted_names, task_of
 from posthoc_bhpeft.data import (
     ChosenRows,
@@ -30,6 +31,7 @@ from posthoc_bhpeft.streams.identity import STREAM_FILE
 from posthoc_bhpeft.streams.lineage import LINEAGE_FILE, Lineage, read_lineage
 from posthoc_bhpeft.streams.rounds import Heads
 from posthoc_bhpeft.training import TrainingRecord, TrainingSettings
+from posthoc_bhpeft.training.positions import cut_to, most_tokens
 
 TEXTS = ("text_column", "text_pair_column")
 LABELS = ("label_column", "label_columns", "label_separator", "response_column")
@@ -107,7 +109,7 @@ class Checkpoint:
         """Tokens a text was cut at."""
         return self.record.settings.max_length if self.record else self.task.usual_length
 
-    def storage(self, dtype: str | None, quantize: str | None) -> dict[str, Any]:
+    def storage(self, dtype: str | None, quantize: QuantizeChoice | None) -> dict[str, Any]:
         """How `load_adapter` is to keep the base: as told, or as in training where that is known.
 
         Raises:
@@ -115,7 +117,9 @@ class Checkpoint:
         """
         trained = TrainingSettings() if self.record is None else self.record.settings
         settings = replace(
-            trained, dtype=dtype or trained.dtype, quantize=quantize or trained.quantize
+            trained,
+            dtype=dtype or trained.dtype,
+            quantize=trained.quantize if quantize is None else quantize.value,
         )
         whole = read_json(self.folder / ADAPTER_FILE).get("modules_to_save") or ()
         return {"dtype": settings.dtype, "quantization": settings.quantization(whole)}
@@ -246,11 +250,18 @@ def batches_of(
         about: what an audit asks of the rows, where that is less than the batches hold.
     """
     tokenizer = tokenizer_of(checkpoint, base)
-    encoded = checkpoint.task.encode(rows, tokenizer, checkpoint.max_length)
+    encoded = checkpoint.task.encode(rows, tokenizer, _length(checkpoint, base))
     if checkpoint.task is Form.TRANSLATION:
         encoded = replace(encoded, decoder_start=decoder_start(base))
     encoded = replace(encoded, rows=about or rows)
     return make_loader(encoded, tokenizer, batch_size=batch_size, by_length=True)
+
+
+def _length(checkpoint: Checkpoint, base: str) -> int:
+    """Tokens a text is cut at: as in training, or the usual number where the base can read it."""
+    if checkpoint.record is not None:
+        return checkpoint.max_length
+    return cut_to(base, checkpoint.max_length, most_tokens(base))[0]
 
 
 def decoder_start(base: str) -> int:

@@ -119,7 +119,7 @@ def stream(
     epochs: EpochsOption = 6,
     lr: RateOption = None,
     batch_size: BatchOption = 16,
-    max_length: LengthOption = 128,
+    max_length: LengthOption = None,
     weight_decay: DecayOption = 0.01,
     warmup: WarmupOption = 0.06,
     patience: PatienceOption = 2,
@@ -166,10 +166,19 @@ def stream(
         from posthoc_bhpeft.cli.rounds import Cut, find_rounds, show_plan, show_round, write_picture
         from posthoc_bhpeft.cli.rows import absolute
         from posthoc_bhpeft.data import RowSettings
+        from posthoc_bhpeft.data.forms import Form
         from posthoc_bhpeft.streams import Every, Heads, Shares, Stream
         from posthoc_bhpeft.streams.methods.carried import CarriedPosterior
         from posthoc_bhpeft.training import TrainingSettings
+        from posthoc_bhpeft.training.positions import check_positions, cut_to, most_tokens
 
+        # What can be wrong shall be wrong now, not after an hour of training.
+        resolve_model(model)
+        limit = most_tokens(model)
+        check_positions(model, max_length or 0, limit)
+        length, cut = cut_to(model, max_length or Form.TEXT.usual_length, limit)
+        for note in cut:
+            out.say(note)
         method = CarriedPosterior(weight=weight, forget=forget, max_terms=max_terms)
         settings = TrainingSettings(
             peft=peft.value,
@@ -179,7 +188,7 @@ def stream(
             weight_decay=weight_decay,
             warmup=warmup,
             patience=patience,
-            max_length=max_length,
+            max_length=length,
             seed=seed,
             rank=rank,
             bottleneck_size=bottleneck,
@@ -187,8 +196,6 @@ def stream(
             dtype=dtype,
             quantize=quantize.value,
         )
-        # What can be wrong shall be wrong now, not after an hour of training.
-        resolve_model(model)
         learning = Stream(
             output,
             model,

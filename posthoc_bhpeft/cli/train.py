@@ -66,7 +66,7 @@ def train(
         typer.Option(
             "--max-length",
             help="Tokens a text is cut at; a prompt loses its beginning. [default: 128, of "
-            "prompts 512]",
+            "prompts 512, or what the model has positions for]",
         ),
     ] = None,
     weight_decay: DecayOption = 0.01,
@@ -145,6 +145,7 @@ def train(
         from posthoc_bhpeft.folders import CHECKPOINT, check_output
         from posthoc_bhpeft.training import TrainingSettings, form_for
         from posthoc_bhpeft.training import train as run
+        from posthoc_bhpeft.training.positions import check_positions, cut_to, most_tokens
 
         if max_length is not None:
             check_length(max_length)
@@ -185,12 +186,15 @@ def train(
         # What can be wrong shall be wrong now, not after an hour of training.
         check_output(output, overwrite=overwrite, kind=CHECKPOINT, reads=(data, model))
         resolve_model(model)
+        limit = most_tokens(model)
+        check_positions(model, max_length or 0, limit)
         chosen = choose_rows(rows)
         form = form_for(model, chosen.train)
         said = form.describe(chosen.train)
-        for note in (*chosen.notes, said):
+        length, cut = cut_to(model, max_length or form.usual_length, limit)
+        notes = (*chosen.notes, *cut)
+        for note in (*notes, said):
             out.say(note)
-        length = form.usual_length if max_length is None else max_length
         result = run(
             model,
             chosen.train,
@@ -223,5 +227,5 @@ def train(
             best_epoch=record.best_epoch,
             metrics=record.metrics,
             seconds=record.seconds,
-            notes=chosen.notes,
+            notes=notes,
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from posthoc_bhpeft.batches import device_of, evaluating, forward, labelled_rows, move, split_batch
 from posthoc_bhpeft.blocks import (
     Block,
+    CheckedTape,
     Engine,
     Observation,
     Observed,
@@ -23,7 +24,7 @@ from posthoc_bhpeft.blocks import (
 from posthoc_bhpeft.curvature.estimator import Accumulator, Curvature, FittedCurvature
 from posthoc_bhpeft.curvature.partial import PartialFit
 from posthoc_bhpeft.curvature.resuming import Keeper
-from posthoc_bhpeft.errors import DataError, ModelError, NonFiniteError
+from posthoc_bhpeft.errors import DataError, NonFiniteError
 from posthoc_bhpeft.likelihood import Likelihood
 from posthoc_bhpeft.linalg import BlockOperator
 from posthoc_bhpeft.shards import processes_of
@@ -76,8 +77,9 @@ def fit_curvature(
     processes = processes_of(batches)
     with processes.together(), evaluating(model), engine(model, blocks) as tape:
         shown = progress(batches)
+        checked = CheckedTape(tape, model, blocks, again=True)
         for batch in shown if keeper is None else keeper.remaining(shown, fit, generator):
-            take_in(batch, fit, model, tape, likelihood, estimator, products, generator)
+            take_in(batch, fit, model, checked, likelihood, estimator, products, generator)
     fit.over_all(processes)
     operators = {name: check_finite(name, total.finish()) for name, total in fit.sums.items()}
     return FittedCurvature(operators, fit.log_likelihood, fit.n_rows, fit.n_outputs)
@@ -105,8 +107,6 @@ def take_in(
     # With a device_map the outputs may lie elsewhere than the inputs.
     labels, keep = labels.to(outputs.device), keep.to(outputs.device)
     likelihood.check_labels(outputs[keep], labels[keep])
-    if fit.n_rows == 0:
-        check_rows_apart(tape, outputs)
     fixed = outputs.detach()
     fit.log_likelihood -= float(likelihood.nll(fixed[keep], labels[keep]).double().sum())
     fit.n_rows, fit.n_outputs = fit.n_rows + int(keep.sum()), outputs.shape[-1]
@@ -150,30 +150,6 @@ def add_batch(
     see = with_products(add, products)
     for index, direction in enumerate(directions):
         tape.observe(outputs, direction, see, retain=index < last)
-
-
-def check_rows_apart(tape: Tape, outputs: Tensor) -> None:
-    """Raise if outputs of the last row depend on what a block computed for another row.
-
-    Gradients a row would be wrong, and their sum right, so that nothing else would tell: rows are
-    mixed by statistics over the batch, say.
-
-    Raises:
-        ModelError: Naming the block.
-    """
-    direction = torch.zeros_like(outputs)
-    direction[-1, ..., 0] = 1
-
-    def check(block: Block, seen: Observation) -> None:
-        size = seen.gradient().abs().amax((1, 2))
-        if bool((size[:-1] > 1e-4 * size.max()).any()):
-            raise ModelError(
-                f"Block {block.name!r}: outputs of one row depend on what it computes for other "
-                "rows of the batch, so there is no gradient a row. Freeze its tensors to leave "
-                "them out."
-            )
-
-    tape.observe(outputs, direction, check, retain=True)
 
 
 def check_finite(name: str, operator: BlockOperator) -> BlockOperator:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from posthoc_bhpeft.blocks import Observed, Product
 from posthoc_bhpeft.curvature.estimator import Accumulator, Curvature, summed_by
 from posthoc_bhpeft.distributed import Processes
+from posthoc_bhpeft.errors import CheckpointError
 
 Part = tuple[str, str]
 """A block's name, and the name of one of its sums."""
@@ -58,14 +59,36 @@ class PartialFit:
         }
 
     def restore(self, tensors: Mapping[Part, Tensor]) -> None:
-        """Take these sums in place of those so far, each to its block's device."""
+        """Take these sums in place of those so far, each to its block's device.
+
+        Raises:
+            CheckpointError: If they are of other blocks or products than this fit's.
+        """
         parts: dict[str, dict[str, Tensor]] = {}
+        # Before its first row a fit has no sums at all; later it has some of each.
+        if tensors:
+            self.check_names({name for name, _ in tensors})
         for (name, part), tensor in tensors.items():
             # Copied: inside a file or a message tensors are not aligned, and kernels then add up
             # in another order.
             parts.setdefault(name, {})[part] = tensor.to(self.devices[name], copy=True)
         for name, own in parts.items():
             summed_by(self.sums[name], "").restore(own)
+
+    def check_names(self, names: Set[str]) -> None:
+        """Raise unless there are sums of each block and product, and of nothing else.
+
+        Raises:
+            CheckpointError: Naming the first that is too many or missing.
+        """
+        other = sorted(names ^ self.sums.keys())
+        if other:
+            where = "of the sums" if other[0] in names else "of this fit"
+            raise CheckpointError(
+                f"These sums are of another fit: {len(other)} blocks or products differ, first "
+                f"{other[0]!r} {where} alone. Fit the same blocks with the same products=, or "
+                "start from the first row."
+            )
 
     def over_all(self, processes: Processes) -> None:
         """Add up what all processes have summed; afterwards each has the same, the whole.

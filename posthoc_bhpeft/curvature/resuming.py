@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,45 @@ from posthoc_bhpeft.errors import CheckpointError, ConfigError, DataError
 from posthoc_bhpeft.shards import samplers
 
 GENERATOR = "generator"
+OUTPUTS = "outputs"
+PROBED = 256
+"""Outputs of the first batch that are kept."""
+TOLERANCE = 0.05
+"""More than half precision on another device makes of an output, less than another model does."""
 _BY_CHANCE = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the model makes of the first batch: some outputs, by which a function is known again.
+
+    Weights and settings do not tell all of a model: another activation, mask or task has neither.
+    The outputs are compared with a tolerance, for a fit may go on on another machine.
+
+    Attributes:
+        inputs: Digest of the batch; empty where a process has none.
+        outputs: At most `PROBED` numbers, evenly spaced, in double precision on the CPU.
+    """
+
+    inputs: str = ""
+    outputs: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+
+    @classmethod
+    def of(cls, inputs: Any, outputs: Tensor) -> Probe:
+        """Of a batch's inputs, and of all that the model says to them."""
+        flat = outputs.detach().flatten()
+        step = max(len(flat) // PROBED, 1)
+        return cls(digest_of(inputs), flat[::step][:PROBED].double().cpu().clone())
+
+    def agrees(self, outputs: Tensor) -> bool:
+        """Whether other outputs to the same inputs are these, up to rounding."""
+        if outputs.shape != self.outputs.shape:
+            return False
+        if not len(outputs):
+            return True
+        # The median, since logits of choices that are not there are huge.
+        size = self.outputs.abs() + self.outputs.abs().median()
+        return bool(((outputs - self.outputs).abs() <= TOLERANCE * size).all())
 
 
 @dataclass(frozen=True)
@@ -47,12 +85,15 @@ class Resume:
         if not self.seconds >= 0:
             raise ConfigError(f"Resume(seconds={self.seconds!r}): it must be 0 or more.")
 
-    def open(self, fingerprint: Mapping[str, str], processes: Processes) -> Keeper:
+    def open(
+        self, fingerprint: Mapping[str, str], processes: Processes, probe: Probe = Probe()
+    ) -> Keeper:
         """The file of one process.
 
         Args:
             fingerprint: What must be the same as in the fit that was killed, by a name for people.
             processes: All that fit.
+            probe: What the model makes of the first batch, which must be the same too.
 
         Raises:
             CheckpointError: If the fit was begun by another number of processes.
@@ -66,7 +107,8 @@ class Resume:
                     f"{processes.size}. Start as many again, or remove {str(folder)!r} to start "
                     "from the first row."
                 )
-        return Keeper(folder / file_name(processes), fingerprint, self.seconds)
+        alone = processes.size < Processes.running().size
+        return Keeper(folder / file_name(processes), fingerprint, self.seconds, probe, alone)
 
     def batches_done(self) -> int:
         """How many batches a fit by one process had summed when it was killed; 0 without any.
@@ -89,12 +131,16 @@ class Keeper:
         path: One file, always whole.
         fingerprint: See `Resume.open`.
         seconds: Between two writings.
+        probe: See `Resume.open`.
+        alone: Whether other processes may fit by themselves beside this one.
         clock: For tests.
     """
 
     path: Path
     fingerprint: Mapping[str, str]
     seconds: float
+    probe: Probe = field(default_factory=Probe)
+    alone: bool = False
     clock: Callable[[], float] = time.monotonic
 
     def remaining(
@@ -134,7 +180,8 @@ class Keeper:
         with reading(self.path) as file:
             record = json.loads(file.metadata()["fit"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        self.check_same(record["fingerprint"])
+            self.check_same(record["fingerprint"])
+            self.check_probe(record["first_batch"], tensors.pop(OUTPUTS))
         generator.set_state(tensors.pop(GENERATOR))
         fit.restore({parted(name): tensor for name, tensor in tensors.items()})
         fit.log_likelihood = float.fromhex(record["log_likelihood"])
@@ -155,6 +202,23 @@ class Keeper:
                 f"remove {str(self.path.parent)!r} to start from the first row."
             )
 
+    def check_probe(self, inputs: str, outputs: Tensor) -> None:
+        """Raise if the model says something else to the first batch than it did.
+
+        Raises:
+            CheckpointError: If so, though its weights and settings are the same.
+            DataError: If the batch is another.
+        """
+        if inputs != self.probe.inputs:
+            raise DataError(self.explain_other_data())
+        if not self.probe.agrees(outputs):
+            raise CheckpointError(
+                f"{self.path} is of a fit of another model: its weights are the same, but what it "
+                "says to the first batch is not. Its config, its task, its code or the version of "
+                f"a package has changed. Go on with those, or remove {str(self.path.parent)!r} to "
+                "start from the first row."
+            )
+
     def write(
         self, fit: PartialFit, generator: torch.Generator, n_batches: int, digest: str
     ) -> None:
@@ -168,10 +232,15 @@ class Keeper:
             "n_outputs": fit.n_outputs,
             "n_batches": n_batches,
             "digest": digest,
+            "first_batch": self.probe.inputs,
         }
         scratch = self.path.with_suffix(".part")
         save_file(
-            {**to_disk(tensors), GENERATOR: generator.get_state()},
+            {
+                **to_disk(tensors),
+                GENERATOR: generator.get_state(),
+                OUTPUTS: self.probe.outputs,
+            },
             scratch,
             metadata={"fit": json.dumps(record)},
         )
@@ -180,10 +249,14 @@ class Keeper:
         scratch.replace(self.path)
 
     def remove(self) -> None:
-        """Remove the file, and the folder if nothing else is in it."""
+        """Remove the file, and the folder if nothing else is in it.
+
+        Where other processes fit by themselves the folder stays, for they may be about to write.
+        """
         self.path.unlink(missing_ok=True)
-        with suppress(OSError):
-            self.path.parent.rmdir()
+        if not self.alone:
+            with suppress(OSError):
+                self.path.parent.rmdir()
 
     def explain_other_data(self) -> str:
         """The message where the loader gives other batches than it did."""
@@ -195,7 +268,13 @@ class Keeper:
 
 
 def file_name(processes: Processes) -> str:
-    """Of the partial fit of one process."""
+    """Of the partial fit of one process, which no other process writes to.
+
+    Those that fit by themselves, each the whole data, are all the first of one.
+    """
+    running = Processes.running()
+    if processes.size < running.size and not running.first:
+        return f"partial-alone-{running.rank}.safetensors"
     return f"partial-{processes.rank}-of-{processes.size}.safetensors"
 
 

@@ -48,6 +48,8 @@ LABEL_COLUMNS = (
 )
 WORD_COLUMNS = ("tokens", "words")
 OUT_OF_SCOPE = -1
+WITHOUT_LABELS = "`bhpeft predict --ignore-labels` (ignore_labels=True)"
+"""How rows are read without labels; of all commands one can, so it is named."""
 
 
 @dataclass(frozen=True)
@@ -233,11 +235,11 @@ def missing_labels(values: Sequence[Any], kept: Sequence[int], column: str, wher
         if outside
         else f"{len(missing)} of {len(values)} rows have no label (first: row {missing[0]})"
     )
-    ways = "leave labels out with --ignore-labels (ignore_labels=True)"
+    ways = f"To predict them all, leave labels out: {WITHOUT_LABELS}."
     if kept:
-        ways = f"drop these rows with --drop-unlabelled (drop_unlabelled=True), or {ways}"
+        ways = f"Drop these rows with --drop-unlabelled (drop_unlabelled=True). {ways}"
     own = f" If {OUT_OF_SCOPE} is a class of its own, give it a name." if outside else ""
-    return f"{where}, column {column!r}: {what}. Either {ways} to predict them all.{own}"
+    return f"{where}, column {column!r}: {what}. {ways}{own}"
 
 
 def _targets(values: Sequence[Any], rows: Sequence[int]) -> list[float]:

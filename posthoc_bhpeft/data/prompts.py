@@ -91,7 +91,8 @@ def encode_choices(
     Args:
         data: From `load_rows(..., choices=True)`.
         tokenizer: Of the model.
-        max_length: Tokens a pair is cut at; the question, with its passage before it, is cut.
+        max_length: Tokens a pair is cut at; the question, with its passage before it, is cut. Where
+            a choice alone leaves no room for it, the longer of both is, so the choice too.
 
     Raises:
         DataError: the rows have no choices, or `max_length` leaves no room for them.
@@ -102,10 +103,20 @@ def encode_choices(
     for text, own, passage in zip(data.texts, choices_of(data), passages, strict=True):
         question = f"{passage} {text}".strip()
         encoded = tokenizer(
-            [question] * len(own), list(own), truncation="only_first", max_length=max_length
+            [question] * len(own),
+            list(own),
+            truncation=what_is_cut(own, tokenizer, max_length),
+            max_length=max_length,
         )
         rows.append({name: encoded[name] for name in encoded})
     return EncodedRows(tuple(with_labels(rows, data)), data)
+
+
+def what_is_cut(choices: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
+    """Of pairs of a question and a choice the question alone, if some of it can stay."""
+    ids = tokenizer(list(choices), add_special_tokens=False, verbose=False)["input_ids"]
+    longest = max(map(len, ids)) + tokenizer.num_special_tokens_to_add(pair=True)
+    return "only_first" if longest < max_length else "longest_first"
 
 
 def choices_of(data: TextData) -> tuple[tuple[str, ...], ...]:

@@ -245,9 +245,20 @@ def _choices(
 def _texts(rows: Any, column: str, kept: list[int], where: str) -> tuple[str, ...]:
     values = values_of(rows, column, kept)
     for row, value in zip(kept, values, strict=True):
+        if value is None:
+            empty = sum(one is None for one in values)
+            raise DataError(
+                f"{where}: row {row} has nothing as its text in the column {column!r}, as "
+                f"{empty} of {len(values)} rows have. Write a text there, or take such rows out of "
+                f"the file: pandas.read_csv(file).dropna(subset=[{column!r}]).to_csv(file, "
+                "index=False)."
+            )
         if not isinstance(value, str):
-            got = "nothing" if value is None else f"{value!r} ({type(value).__name__})"
-            raise DataError(f"{where}: row {row} has {got} as its text in the column {column!r}.")
+            raise DataError(
+                f"{where}: row {row} has {value!r} ({type(value).__name__}) as its text in the "
+                f"column {column!r}. Write it as a text, or name another with --text-column "
+                "(text_column=)."
+            )
     return values
 
 

@@ -144,5 +144,8 @@ def checked_texts(rows: Any, column: str, kept: Sequence[int], where: str) -> tu
     values = values_of(rows, column, kept)
     for row, value in zip(kept, values, strict=True):
         if not (isinstance(value, str) and value.strip()):
-            raise DataError(f"{where}, column {column!r}: row {row} has {value!r} for a text.")
+            raise DataError(
+                f"{where}, column {column!r}: row {row} has {value!r} for a text. Write one there, "
+                "or take the row out of the file."
+            )
     return values

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posthoc_bhpeft.data.columns import Labels, is_missing, listed
+from posthoc_bhpeft.data.columns import WITHOUT_LABELS, Labels, is_missing, listed
 from posthoc_bhpeft.errors import DataError
 
 
@@ -97,8 +97,8 @@ def check_columns(columns: Sequence[str], known: Sequence[str], where: str) -> N
     if missing := [name for name in columns if name not in known]:
         raise DataError(
             f"{where}: there is no column {listed(map(repr, missing))}. The columns are: "
-            f"{listed(known)}. To predict rows without labels: --ignore-labels "
-            "(ignore_labels=True)."
+            f"{listed(known)}. To predict rows without labels: "
+            f"{WITHOUT_LABELS}."
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from posthoc_bhpeft.batches import IGNORED
 from posthoc_bhpeft.data.columns import (
+    WITHOUT_LABELS,
     WORD_COLUMNS,
     Labels,
     class_names,
@@ -172,7 +173,9 @@ def word_labels(
     every = [tag for row in kept for tag in tags[row]]
     known = [tag for tag in every if not (is_missing(tag) or tag == IGNORED)]
     if not known:
-        raise DataError(f"{where}: no word has a label. Leave them out: --ignore-labels.")
+        raise DataError(
+            f"{where}: no word has a label. To predict them, leave labels out: {WITHOUT_LABELS}."
+        )
     present, names = class_names(getattr(feature, "feature", None), known, names)
     try:
         found = read_labels(present, names=names, regression=False, one_class=one_class)

@@ -181,11 +181,12 @@ def _with_prefix(
 
 
 def _causal_mask(tokens: int, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """What the fused attention would do by itself, written out: (1, 1, T, tokens + K)."""
+    """What the fused attention would do by itself, written out: (1, 1, T, tokens + K).
+
+    Row t sees columns 0 to t. Columns beyond T are the room of a static cache, still empty.
+    """
     rows, columns = query.shape[2], key.shape[2]
-    hidden = torch.ones(rows, columns, dtype=torch.bool, device=query.device).triu(
-        columns - rows + 1
-    )
+    hidden = torch.ones(rows, columns, dtype=torch.bool, device=query.device).triu(1)
     mask = torch.zeros(rows, columns, dtype=query.dtype, device=query.device)
     mask = mask.masked_fill(hidden, torch.finfo(query.dtype).min)
     return functional.pad(mask, (tokens, 0))[None, None]

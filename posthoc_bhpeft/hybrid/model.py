@@ -94,12 +94,12 @@ class HybridModel(BaseTuner):
         self, config: HybridConfig, adapter_name: str, target: nn.Module, role: Role
     ) -> HybridLayer | None:
         """Add one more adapter to a layer that is there already."""
-        if role.prefix:
-            target = getattr(target, CHILD, target)
-        if isinstance(target, HybridPrefix):
-            like = next(iter(target.parameters()))
-            target.update_layer(adapter_name, config, role, like)
-        elif isinstance(target, (HybridLinear, HybridLayerNorm)):
+        if role.prefix and hasattr(target, CHILD):
+            prefix: HybridPrefix = getattr(target, CHILD)
+            # A weight of the attention: once all adapters were deleted, the prefix has none left.
+            prefix.update_layer(adapter_name, config, role, next(target.parameters()))
+            return prefix
+        if isinstance(target, (HybridLinear, HybridLayerNorm)):
             target.update_layer(adapter_name, config, role)
         elif isinstance(target, HybridPositions):
             target.update_layer(adapter_name, config)
@@ -120,10 +120,12 @@ class HybridModel(BaseTuner):
         return HybridLinear(target, adapter_name, config, role)
 
     def _replace_module(self, parent: Any, child_name: str, new_module: Any, child: Any) -> None:
-        if isinstance(child, HybridPositions):  # peft would look for a weight in rotary angles
-            setattr(parent, child_name, new_module)
-        else:
+        if isinstance(new_module, HybridLayer):
             super()._replace_module(parent, child_name, new_module, child)
+        else:
+            # What comes back has its weights. peft would give it those of `child`, and the wrapper
+            # of a head of several layers, as that of rotary angles, has none to give.
+            setattr(parent, child_name, new_module)
 
     def _check_merge_allowed(self) -> None:
         super()._check_merge_allowed()  # type: ignore[no-untyped-call]

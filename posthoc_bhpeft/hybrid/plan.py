@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import __version__
+from transformers import PreTrainedModel, __version__
 from transformers.pytorch_utils import Conv1D
 
 from posthoc_bhpeft.errors import PrefixUnsupportedError, TargetError
@@ -20,9 +20,11 @@ from posthoc_bhpeft.hybrid.relay import Relay
 from posthoc_bhpeft.hybrid.targets import (
     ANY_HEADS,
     READS_ENCODER,
+    SHARED_POSITIONS_LORA,
     Targets,
     default_targets,
     model_types,
+    shares_positions,
 )
 
 
@@ -62,6 +64,8 @@ def fill_in_defaults(model: nn.Module, config: HybridConfig) -> None:
     """
     kind = getattr(getattr(model, "config", None), "model_type", None)
     known = default_targets(kind)
+    if known is not None and shares_positions(getattr(model, "config", None)):
+        known = replace(known, lora=SHARED_POSITIONS_LORA)
     post_layernorm = config.adapter_placement is AdapterPlacement.POST_LAYERNORM
     needed = {
         "lora_target_modules": config.r > 0,
@@ -104,12 +108,12 @@ def plan_for(model: nn.Module, config: HybridConfig, tokens: TokenMask) -> dict[
     modules = dict(_outer_modules(model))
     roles: dict[str, Role] = {}
     if config.r:
-        for name in _select(modules, config, "lora_target_modules", is_linear):
+        for name in _select(model, config, "lora_target_modules", is_linear):
             roles[name] = replace(roles.get(name, Role()), lora=True)
     if config.bottleneck_size:
-        _plan_adapters(modules, config, roles)
+        _plan_adapters(model, config, roles)
     if config.num_virtual_tokens:
-        for name in _select(modules, config, "prefix_target_modules", lambda module: True):
+        for name in _select(model, config, "prefix_target_modules", lambda module: True):
             _check_attention(name, modules[name])
             width = int(config_of(modules[name]).hidden_size)
             roles[name] = replace(roles.get(name, Role()), prefix=True, width=width)
@@ -181,18 +185,14 @@ def _positions(modules: dict[str, nn.Module]) -> list[str]:
     return names
 
 
-def _plan_adapters(
-    modules: dict[str, nn.Module], config: HybridConfig, roles: dict[str, Role]
-) -> None:
+def _plan_adapters(model: nn.Module, config: HybridConfig, roles: dict[str, Role]) -> None:
     inside = config.adapter_placement is AdapterPlacement.POST_LAYERNORM
-    names = _select(
-        modules, config, "adapter_target_modules", is_layer_norm if inside else is_linear
-    )
+    names = _select(model, config, "adapter_target_modules", is_layer_norm if inside else is_linear)
     for name in names:
         roles[name] = replace(roles.get(name, Role()), adapter=True)
     if config.adapter_placement is not AdapterPlacement.PARALLEL:
         return
-    sources = _select(modules, config, "adapter_input_modules", is_linear)
+    sources = _select(model, config, "adapter_input_modules", is_linear)
     for name, source in _pair(names, sources).items():
         relay = Relay()
         roles[source] = replace(roles.get(source, Role()), relay_out=relay)
@@ -235,14 +235,18 @@ def _outer_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
 
 
 def _select(
-    modules: dict[str, nn.Module],
+    model: nn.Module,
     config: HybridConfig,
     field_name: str,
     fits: Callable[[nn.Module], bool],
 ) -> list[str]:
+    """Names of the modules that a part goes on."""
+    modules = dict(_outer_modules(model))
     targets: Targets = getattr(config, field_name)
     if targets == "all-linear":
-        matched = [name for name in modules if fits(modules[name])]
+        # As in peft: often tied to the embedding, which would change with it. Heads are trained.
+        output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+        matched = [name for name, one in modules.items() if fits(one) and one is not output]
     else:
         matched = [name for name in modules if matches(name, targets)]
     names = [name for name in matched if _is_allowed(name, config)]

@@ -151,6 +151,9 @@ _BY_MODEL_TYPE: dict[str, DefaultTargets] = {
     "xlm-roberta": _BERT,
 }
 
+#: LoRA where `shares_positions`.
+SHARED_POSITIONS_LORA = ["value_proj", "attention.output.dense"]
+
 #: Heads looked for in a model type without defaults, in the order of a forward pass.
 ANY_HEADS = ("pre_classifier", "classification_head", "classifier", "score", "qa_outputs")
 
@@ -166,3 +169,12 @@ def model_types() -> tuple[str, ...]:
 def default_targets(model_type: str | None) -> DefaultTargets | None:
     """Default targets of a model type, or None if there are none."""
     return _BY_MODEL_TYPE.get(model_type or "")
+
+
+def shares_positions(config: object) -> bool:
+    """Whether the query and key projections also serve relative positions, once for all rows.
+
+    So in every published DeBERTa-v3. What is trained there has no gradient a row.
+    """
+    names = ("relative_attention", "share_att_key")
+    return all(getattr(config, name, False) for name in names)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posthoc_bhpeft.errors import DataError
-from posthoc_bhpeft.likelihood.labels import check_class_labels
+from posthoc_bhpeft.likelihood.labels import check_choice_there, check_class_labels
 from posthoc_bhpeft.likelihood.likelihood import RowLikelihood, random_signs
 
 
@@ -30,6 +30,7 @@ class Categorical(RowLikelihood):
                 "pass likelihood=Gaussian(); for one yes-or-no logit pass likelihood=Bernoulli()."
             )
         check_class_labels(labels, n_outputs)
+        check_choice_there(outputs, labels)
 
     def nll(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(outputs, labels.long(), reduction="none")
@@ -58,7 +59,7 @@ class Categorical(RowLikelihood):
         unit = outputs.softmax(-1).sqrt()
         normal = mirror(unit)
         n_rows, n_classes = outputs.shape
-        signs = random_signs((samples, n_rows, n_classes - 1), generator).to(outputs)
+        signs = random_signs(samples, n_rows, n_classes - 1, generator).to(outputs)
         signs = F.pad(signs, (0, 1))
         along = (signs * normal).sum(-1, keepdim=True)
         return unit * (signs - 2 * along * normal)

@@ -1,10 +1,22 @@
-"""Labels that do not fit the outputs, refused in words."""
+"""Labels that do not fit the outputs, refused in words; and outputs that no label may name."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from posthoc_bhpeft.errors import DataError
+
+ABSENT = -1e4
+"""Logit of a choice that is not there: its probability is 0 at any temperature in use.
+
+Infinity would make NaN of `0 * log 0`; a constant has no gradient, so it adds no curvature.
+"""
+
+
+def is_absent(outputs: Tensor) -> Tensor:
+    """Mask of the outputs that are `ABSENT`, in whatever type they are kept."""
+    # A half-precision type rounds the constant, by less than one in a hundred.
+    return outputs <= 0.99 * ABSENT
 
 
 def check_class_labels(labels: Tensor, n_classes: int) -> None:
@@ -27,6 +39,20 @@ def check_class_labels(labels: Tensor, n_classes: int) -> None:
             f"Label {int(labels[row])} in row {row} of the batch is out of range: the model has "
             f"{n_classes} outputs, so labels must be 0 to {n_classes - 1}. Load the model with the "
             "right num_labels, or drop the row (-100 marks rows without a label)."
+        )
+
+
+def check_choice_there(outputs: Tensor, labels: Tensor) -> None:
+    """Raise `DataError` where a label names a choice that its row does not have."""
+    absent = is_absent(outputs)
+    wrong = absent.gather(1, labels.long()[:, None]).squeeze(1)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        there = int((~absent[row]).sum())
+        raise DataError(
+            f"Label {int(labels[row])} in row {row} of the batch names a choice that is not there: "
+            f"the row has {there}, so its label must be 0 to {there - 1}. Correct the label, or "
+            "how many choices the row has (n_choices, or an attention mask that is not zero)."
         )
 
 

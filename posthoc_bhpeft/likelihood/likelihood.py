@@ -87,13 +87,18 @@ class RowLikelihood(Likelihood, Protocol):
         self, outputs: Tensor, labels: Tensor, samples: int, generator: torch.Generator | None
     ) -> Tensor:
         root = self.reduced_root(outputs)
-        signs = random_signs((samples, len(outputs), root.shape[-1]), generator).to(root)
+        signs = random_signs(samples, len(outputs), root.shape[-1], generator).to(root)
         return torch.einsum("nck,snk->snc", root, signs)
 
 
-def random_signs(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    """Independent signs, 1 or -1, as 8-bit integers on the CPU.
+def random_signs(
+    samples: int, n_rows: int, n_columns: int, generator: torch.Generator | None
+) -> Tensor:
+    """Independent signs, 1 or -1, as 8-bit integers on the CPU, `(samples, n_rows, n_columns)`.
 
-    Drawn there, so that a seed means the same on every device.
+    Drawn there, so that a seed means the same on every device; and row by row, so that the same
+    rows get the same signs in batches of any size.
     """
-    return 2 * torch.randint(0, 2, shape, generator=generator, dtype=torch.int8) - 1
+    shape = (n_rows, samples, n_columns)
+    drawn = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8)
+    return 2 * drawn.transpose(0, 1) - 1

@@ -78,7 +78,7 @@ class KroneckerOperator:
         return self.left.shape[0], self.right.shape[0]
 
     def matvec(self, matrix: Tensor) -> Tensor:
-        # Factors may be kept on another device than the model.
+        # Factors may be kept on another device than the model, or in another precision.
         return cast(self.left, matrix) @ matrix @ cast(self.right, matrix)
 
     def trace(self) -> Tensor:
@@ -130,7 +130,8 @@ class DiagonalOperator:
         return self.diagonal.shape[0], self.diagonal.shape[1]
 
     def matvec(self, matrix: Tensor) -> Tensor:
-        return self.diagonal * matrix
+        # As above: another device, another precision.
+        return self.diagonal.to(matrix) * matrix
 
     def trace(self) -> Tensor:
         return self.diagonal.sum()
@@ -160,7 +161,7 @@ class DenseOperator:
         return self.rows, self.matrix.shape[0] // self.rows
 
     def matvec(self, matrix: Tensor) -> Tensor:
-        return (matrix.flatten(-2) @ self.matrix).reshape(matrix.shape)
+        return (matrix.flatten(-2) @ self.matrix.to(matrix)).reshape(matrix.shape)
 
     def trace(self) -> Tensor:
         return self.matrix.trace()

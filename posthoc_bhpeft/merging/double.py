@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from posthoc_bhpeft.blocks import Block
-from posthoc_bhpeft.linalg import BlockOperator, OperatorSum
+from posthoc_bhpeft.linalg import BlockOperator, KroneckerOperator, OperatorSum
 from posthoc_bhpeft.prior import GaussianPrior
 
 
@@ -23,6 +23,10 @@ def converted(operator: BlockOperator, like: Tensor) -> BlockOperator:
     """The same operator in the dtype and on the device of a tensor."""
     if isinstance(operator, OperatorSum):
         return OperatorSum(tuple(converted(term, like) for term in operator.terms))
+    if isinstance(operator, KroneckerOperator):
+        # A side in low rank is one field and three tensors.
+        sides = (operator.left, operator.right)
+        return KroneckerOperator(*(side.to(device=like.device, dtype=like.dtype) for side in sides))
     fields = {name: tensor.to(like) for name, tensor in operator.tensors().items()}
     return cast(BlockOperator, replace(cast(Any, operator), **fields))
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_bhpeft.batches import Inputs, device_of, evaluating, forward, move
-from posthoc_bhpeft.blocks import Block, Engine, Observation, Tape, observing
+from posthoc_bhpeft.blocks import Block, CheckedTape, Engine, Observation, Tape, observing
 from posthoc_bhpeft.likelihood import Categorical, Likelihood
 from posthoc_bhpeft.linalg import Eigenbasis, Metric, inner
 from posthoc_bhpeft.linalg.metric import Part
@@ -71,10 +71,14 @@ class Linearized:
 
         Returns:
             Predictions on the model's device.
+
+        Raises:
+            ModelError: If the model mixes the rows of a batch; see `CheckedTape`.
         """
         device = device_of(model)
         with evaluating(model), engine(model, posterior.blocks) as tape:
             outputs = forward(model, move(inputs, device), positions=likelihood.positions)
+            CheckedTape(tape, model, posterior.blocks).look(outputs)
             fixed = outputs.detach()
             needed = fewest_directions(likelihood, fixed, self.link)
             directions, complete = self.output_directions(likelihood, fixed, needed)

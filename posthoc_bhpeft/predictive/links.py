@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from numbers import Real
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posthoc_bhpeft.errors import ConfigError
+from posthoc_bhpeft.likelihood.labels import is_absent
 
 PROBIT = math.pi / 8
 """`sigmoid(x) ~ Phi(sqrt(pi / 8) x)`: slopes agree at zero (MacKay 1992)."""
@@ -100,16 +102,21 @@ class LaplaceBridge(Link):
 
     `a_c = (1 - 2/C + exp(f_c) / C^2 sum_l exp(-f_l)) / V_cc` for centred logits
     (Hobbhahn et al. 2022, https://arxiv.org/abs/2003.01227). Meant for wide posteriors; for narrow
-    ones it is more certain than `MonteCarlo`.
+    ones it is more certain than `MonteCarlo`. Choices that a row does not have take no part: the
+    Dirichlet is over those that it has.
     """
 
     def softmax(self, mean: Tensor, covariance: Tensor) -> Tensor:
-        n_classes = mean.shape[-1]
-        centred = mean - mean.mean(-1, keepdim=True)
-        variance = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(1e-12)
-        inverse_sum = (-centred).exp().sum(-1, keepdim=True)
-        alpha = (1 - 2 / n_classes + centred.exp() * inverse_sum / n_classes**2) / variance
-        return alpha / alpha.sum(-1, keepdim=True)
+        absent = is_absent(mean)
+        there = (~absent).to(mean)
+        n_classes = there.sum(-1, keepdim=True)
+        # In logarithms, since exp(100) is no number in half of the types. A shift of all logits
+        # falls out of exp(f_c) exp(-f_l), so none has to be taken off.
+        inverse_sum = (-mean).masked_fill(absent, -torch.inf).logsumexp(-1, keepdim=True)
+        grown = mean + inverse_sum - 2 * n_classes.log()
+        variance = among(covariance, there).diagonal(dim1=-2, dim2=-1).clamp_min(1e-12)
+        alpha = torch.logaddexp((1 - 2 / n_classes).clamp_min(0).log(), grown) - variance.log()
+        return alpha.masked_fill(absent, -torch.inf).softmax(-1)
 
     def sigmoid(self, mean: Tensor, variance: Tensor) -> Tensor:
         raise ConfigError(
@@ -203,22 +210,45 @@ class Tempered(Link):
     link: Link = field(default_factory=LogOdds)
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"Tempered({self.temperature!r}): a temperature is above 0.")
+        given: Any = self.temperature
         # A number of numpy would be written otherwise before it is saved than after.
-        object.__setattr__(self, "temperature", float(self.temperature))
+        number = float(given) if isinstance(given, Real) or is_scalar(given) else math.nan
+        if not 0 < number < math.inf:
+            raise ConfigError(f"Tempered({given!r}): a temperature is one number above 0.")
+        object.__setattr__(self, "temperature", number)
 
     def softmax(self, mean: Tensor, covariance: Tensor) -> Tensor:
-        return self.link.softmax(mean / self.temperature, covariance / self.temperature**2)
+        return self.link.softmax(self.divided(mean), covariance / self.temperature**2)
 
     def direction(self, mean: Tensor) -> Tensor | None:
-        return self.link.direction(mean / self.temperature)
+        return self.link.direction(self.divided(mean))
 
     def information(self, mean: Tensor, covariance: Tensor) -> Tensor:
-        return self.link.information(mean / self.temperature, covariance / self.temperature**2)
+        return self.link.information(self.divided(mean), covariance / self.temperature**2)
 
     def sigmoid(self, mean: Tensor, variance: Tensor) -> Tensor:
         return self.link.sigmoid(mean / self.temperature, variance / self.temperature**2)
+
+    def divided(self, mean: Tensor) -> Tensor:
+        """Logits divided by the temperature; a choice that is not there keeps its mark."""
+        return torch.where(is_absent(mean), mean, mean / self.temperature)
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether it is an array or tensor of one number without an axis."""
+    return getattr(value, "ndim", None) == 0
+
+
+def among(covariance: Tensor, there: Tensor) -> Tensor:
+    """Covariances `(N, C, C)` of the logits less the mean of those that are there, `(N, C)`.
+
+    Rows that have all choices are left as they are: theirs are centred already, unless a caller
+    wants them otherwise.
+    """
+    some = there / there.sum(-1, keepdim=True)
+    shift = torch.eye(there.shape[-1]).to(there) - some.unsqueeze(-2)
+    whole = there.bool().all(-1)[:, None, None]
+    return torch.where(whole, covariance, shift @ covariance @ shift.transpose(-2, -1))
 
 
 def confidence(margin: Tensor, variance: Tensor) -> Tensor:

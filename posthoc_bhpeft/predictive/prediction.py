@@ -118,6 +118,8 @@ class Prediction:
                 "These outputs are no yes-or-no answers (likelihood=Bernoulli()), of which one is "
                 "taken. Use the prediction as it is."
             )
+        # Where there is one answer a row, its labels may be (N,).
+        labels = None if self.labels is None else self.labels.reshape(self.logits.shape)
         yes, no = self.probabilities[:, index], torch.zeros_like(self.logits[:, index])
         total = binary_entropy(yes)
         epistemic = torch.minimum(self.answer_epistemic[:, index], total)
@@ -128,7 +130,7 @@ class Prediction:
             total,
             total - epistemic,
             epistemic,
-            labels=None if self.labels is None else (self.labels[:, index] > 0.5).long(),
+            labels=None if labels is None else (labels[:, index] > 0.5).long(),
             novelty=self.novelty,
         )
 

@@ -28,7 +28,7 @@ from posthoc_bhpeft.batches import (
     move,
     split_batch,
 )
-from posthoc_bhpeft.blocks import Block, Engine, Tape, observing
+from posthoc_bhpeft.blocks import Block, CheckedTape, Engine, Tape, observing
 from posthoc_bhpeft.errors import DataError
 from posthoc_bhpeft.likelihood import Categorical, Likelihood
 from posthoc_bhpeft.linalg import Eigenbasis
@@ -176,11 +176,13 @@ def labelled_batches(
 
     Raises:
         DataError: If a batch has no labels, or wrong ones.
+        ModelError: If the model mixes the rows of a batch, once gradients are asked for.
     """
     device = device_of(model)
     # A stream of its own, so that every pass over the same data judges the same positions.
     generator = torch.Generator().manual_seed(0)
     with evaluating(model), engine(model, blocks) as tape:
+        checked = CheckedTape(tape, model, blocks)
         for batch in batches:
             inputs, labels = split_batch(batch)
             if labels is None:
@@ -191,7 +193,7 @@ def labelled_batches(
             labels = labels.to(outputs.device)
             keep = labelled_rows(labels)
             likelihood.check_labels(outputs[keep], labels[keep])
-            found = LabelledBatch(tape, outputs, likelihood.aligned(labels), keep)
+            found = LabelledBatch(checked, outputs, likelihood.aligned(labels), keep)
             if not likelihood.positions:
                 yield found
                 continue

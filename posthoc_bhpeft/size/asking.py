@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -34,6 +34,7 @@ from posthoc_bhpeft.size.batch import (
 )
 from posthoc_bhpeft.size.estimate import Estimate
 from posthoc_bhpeft.size.passes import Data
+from posthoc_bhpeft.size.quantised import saved_bytes
 from posthoc_bhpeft.size.table import bytes_text
 from posthoc_bhpeft.size.work import Work
 
@@ -51,6 +52,7 @@ def estimate(
     batch_size: int = 16,
     length: int = 128,
     n_rows: int | None = None,
+    quantization: Mapping[str, Any] | None = None,
 ) -> Estimate:
     """What `bayesianize` with these arguments would need, in bytes and passes, by block.
 
@@ -76,6 +78,8 @@ def estimate(
         batch_size: Rows of a batch, where there is no loader.
         length: Tokens of a row, where there is no loader.
         n_rows: Of the data, where there is no loader.
+        quantization: How the base will be kept, where the model is not quantised yet: a
+            `BitsAndBytesConfig` as a mapping.
 
     Returns:
         The estimate; printed, it is a table.
@@ -86,6 +90,7 @@ def estimate(
         DataError: If the loader is empty.
     """
     blocks = discover(model, recognizers)
+    saved = saved_bytes(model, quantization) if quantization else 0
     batch, data = measured(model, blocks, loader, batch_size, length, n_rows)
     return Estimate(
         Work(
@@ -98,7 +103,7 @@ def estimate(
             data,
             batch,
             device_of(model),
-            stored_bytes(model),
+            stored_bytes(model) - saved,
             gradient_item(model),
         )
     )

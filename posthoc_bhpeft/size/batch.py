@@ -19,7 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from posthoc_bhpeft.batches import Inputs, call, device_of, evaluating, logits_of, move, split_batch
+from posthoc_bhpeft.batches import (
+    Inputs,
+    call,
+    device_of,
+    evaluating,
+    logits_of,
+    move,
+    scales,
+    split_batch,
+)
 from posthoc_bhpeft.blocks import Block
 from posthoc_bhpeft.errors import ConfigError
 
@@ -116,9 +125,10 @@ def tapped_bytes(model: nn.Module, blocks: Sequence[Block]) -> Iterator[dict[str
 
 
 def stored_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Parameters and buffers: there already, whatever a pass keeps of them."""
+    """Parameters, buffers and scales: there already, whatever a pass keeps of them."""
     yield from model.parameters()
     yield from model.buffers()
+    yield from scales(model)
 
 
 def one_row(batch: Any) -> Inputs:

@@ -134,7 +134,7 @@ def rounds_by_column(
     borders = era_borders([dates[row] for row in order], _checked_count(rounds))
     spans = [order[a:b] for a, b in pairwise(borders)]
     precise = any(d.time() != d.min.time() for d in dates)
-    return _named_spans(data, {_span(dates, rows, precise): rows for rows in spans}, shares)
+    return _named_spans(data, [(_span(dates, rows, precise), rows) for rows in spans], shares)
 
 
 def rounds_in_order(data: TextData, rounds: int, *, shares: Shares = Shares()) -> tuple[Round, ...]:
@@ -148,8 +148,11 @@ def rounds_in_order(data: TextData, rounds: int, *, shares: Shares = Shares()) -
         raise DataError(f"{n} rows cannot make {count} rounds. Ask for fewer.")
     borders = [round(part * n / count) for part in range(count + 1)]
     spans = [range(a, b) for a, b in pairwise(borders)]
-    named = {f"rows {data.indices[s[0]]} to {data.indices[s[-1]]}": s for s in spans}
-    return _named_spans(data, named, shares)
+    names = [f"rows {data.indices[span[0]]} to {data.indices[span[-1]]}" for span in spans]
+    if len(set(names)) < count:
+        # Rows that come twice have one number, but a place each.
+        names = [f"rows {span[0]} to {span[-1]}" for span in spans]
+    return _named_spans(data, list(zip(names, spans, strict=True)), shares)
 
 
 def pooled(parts: Sequence[TextData]) -> TextData:
@@ -272,11 +275,11 @@ def _by_key(
     rows: dict[str, list[int]] = {}
     for row in order:
         rows.setdefault(keys[row], []).append(row)
-    return _named_spans(data, rows, shares)
+    return _named_spans(data, list(rows.items()), shares)
 
 
 def _named_spans(
-    data: TextData, spans: Mapping[str, Sequence[int]], shares: Shares
+    data: TextData, spans: Sequence[tuple[str, Sequence[int]]], shares: Shares
 ) -> tuple[Round, ...]:
     if data.labels is None or data.label_names is None:
         raise DataError(
@@ -284,7 +287,7 @@ def _named_spans(
             "labels, and a stream learns nothing else. Name the column with --label-column "
             "(label_column=)."
         )
-    return tuple(_round(name, {"train": data.take(rows)}, shares) for name, rows in spans.items())
+    return tuple(_round(name, {"train": data.take(rows)}, shares) for name, rows in spans)
 
 
 def _round(name: str, parts: Mapping[str, TextData], shares: Shares) -> Round:

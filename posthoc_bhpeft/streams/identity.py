@@ -17,6 +17,8 @@ from posthoc_bhpeft.streams.rounds import Heads
 from posthoc_bhpeft.training import TrainingSettings
 
 STREAM_FILE = "stream.json"
+SCRATCH = f".{STREAM_FILE}.*"
+"""Names under which it is written before it is whole."""
 _FORMAT = 1
 _FIELDS = ("base", "heads", "settings", "method")
 _READABLE = (CarriedPosterior, FixedPrecision, MatchedPrecision)
@@ -95,7 +97,9 @@ def _check_free(folder: Path) -> None:
     """Raise where a stream would mix with the files of others."""
     if folder.is_file():
         raise ConfigError(f"{str(folder)!r} is a file; give a folder for the stream.")
-    if folder.is_dir() and any(folder.iterdir()):
+    # A process killed while it wrote the file has learnt nothing, so it left no stream.
+    scratch = set(folder.glob(SCRATCH))
+    if folder.is_dir() and any(path not in scratch for path in folder.iterdir()):
         raise ConfigError(
             f"The folder {str(folder)!r} is not empty and holds no stream ({STREAM_FILE} is "
             "missing). Give the folder of a stream to continue it, or a new one."

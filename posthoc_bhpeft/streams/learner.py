@@ -95,6 +95,11 @@ class Learner:
         return cls(base, settings, LabelSpace(heads), peft_config, device, progress)
 
     @property
+    def started(self) -> bool:
+        """Whether there is a model, which is built with the first round."""
+        return self._built is not None
+
+    @property
     def model(self) -> PeftModel:
         """The model, in eval mode."""
         return self._parts.model

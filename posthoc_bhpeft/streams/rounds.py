@@ -8,6 +8,9 @@ from enum import Enum
 from posthoc_bhpeft.data import TextData
 from posthoc_bhpeft.errors import DataError
 
+NO_ROWS = "no rows: nothing was trained, and the model is that of the round before"
+NO_CHOICE = "a single label, so there is nothing to tell apart yet: nothing was trained"
+
 
 class Heads(str, Enum):
     """Which outputs of the model the rows of a round choose among."""
@@ -41,6 +44,9 @@ class Round:
                 f"The round {self.name!r} has no names of labels. A stream needs labelled rows of "
                 "text classification; give its TextData label_names, also where it has no rows."
             )
+        for part in ("train", "test", "validation"):
+            if (data := getattr(self, part)) is not None and data.label_names:
+                check_labels(f"The round {self.name!r}, {part} rows", data)
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,17 @@ class LabelSpace:
             rounds=self.rounds + known,
         )
 
+    def why_not(self, round_: Round) -> str:
+        """Why a round has nothing to teach about its labels, or an empty string.
+
+        Raises:
+            DataError: the round was met with other labels before.
+        """
+        if len(round_.train) == 0:
+            return NO_ROWS
+        choices = self.extended(round_).columns(round_.name)
+        return NO_CHOICE if len(choices) < 2 else ""
+
     def columns(self, round_name: str) -> tuple[int, ...]:
         """Outputs a row of the round chooses among: its own, or all where labels are shared.
 
@@ -99,7 +116,7 @@ class LabelSpace:
         """The output that stands for the label of each row, counted over all outputs.
 
         Raises:
-            DataError: the rows have no labels, or a label has no output.
+            DataError: the rows have no labels, or a label has no output or no name.
         """
         if data.labels is None or data.label_names is None:
             raise DataError(
@@ -111,6 +128,7 @@ class LabelSpace:
                 f"The round {round_name!r} has rows with labels that have no output: "
                 f"{', '.join(map(repr, unknown))}. Its training rows must name every label."
             )
+        check_labels(f"The round {round_name!r}", data)
         places = self._places(round_name)
         by_label = [places[name] for name in data.label_names]
         return tuple(by_label[int(label)] for label in data.labels)
@@ -140,3 +158,19 @@ class LabelSpace:
     def _unknown(self, round_name: str, data: TextData) -> tuple[str, ...]:
         places = self._places(round_name)
         return tuple(n for n in dict.fromkeys(data.label_names or ()) if n not in places)
+
+
+def check_labels(where: str, data: TextData) -> None:
+    """Raise unless the label of every row is one class, with a name.
+
+    Raises:
+        DataError: the first row whose label is not.
+    """
+    names = data.label_names or ()
+    for row, label in enumerate(data.labels or ()):
+        if isinstance(label, tuple | str) or not 0 <= int(label) < len(names):
+            raise DataError(
+                f"{where}: row {row} has the label {label!r}, which is none of the "
+                f"{len(names)} in label_names ({', '.join(map(repr, names))}). A label is the "
+                "place of its name, from 0. Name every label, or leave the row out."
+            )

@@ -36,9 +36,6 @@ from posthoc_bhpeft.training import TrainingSettings
 if TYPE_CHECKING:
     from peft import PeftModel
 
-_NO_ROWS = "no rows: nothing was trained, and the model is that of the round before"
-_NO_CHOICE = "a single label, so there is nothing to tell apart yet: nothing was trained"
-
 
 class Stream:
     """Learning from rounds, each from the posterior of the last, with a folder for every round.
@@ -112,6 +109,9 @@ class Stream:
     @property
     def bayes(self) -> BayesianPeft:
         """The last posterior.
+
+        Where every round has outputs of its own it is about those of the last round, and predicts
+        through `predict`, which shows it these.
 
         Raises:
             ConfigError: nothing was learnt yet.
@@ -220,12 +220,8 @@ class Stream:
         scores_before = (
             score(run, learner.labels, parent.name, [round_]) if before and parent else ()
         )
-        note = _why_not(round_, learner)
-        if note == _NO_CHOICE and before is None and self.identity.heads is Heads.SHARED:
-            # Without a model yet, the label only waits for others to be told from.
-            learner.labels = learner.labels.extended(round_)
-        elif not note:
-            run.learn(round_, len(past))
+        note = learner.labels.why_not(round_)
+        run.learn(round_, len(past))
         scores = (
             score(run, learner.labels, round_.name, list(self._given.values())) if run.bayes else ()
         )
@@ -300,14 +296,6 @@ class Stream:
                 f"belong to: predict(data, round_name). Rounds: {known}."
             )
         return name or ""
-
-
-def _why_not(round_: Round, learner: Learner) -> str:
-    """Why a round has nothing to teach, or an empty string."""
-    if len(round_.train) == 0:
-        return _NO_ROWS
-    choices = learner.labels.extended(round_).columns(round_.name)
-    return _NO_CHOICE if len(choices) < 2 else ""
 
 
 def _columns(learner: Learner, round_: Round) -> tuple[int, ...]:

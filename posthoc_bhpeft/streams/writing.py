@@ -6,10 +6,12 @@ import re
 import shutil
 import time
 from dataclasses import replace
+from math import isnan
 from pathlib import Path
 
 from posthoc_bhpeft.folders import STALE_SECONDS, whole_folder
 from posthoc_bhpeft.saving import read_record
+from posthoc_bhpeft.streams.identity import SCRATCH
 from posthoc_bhpeft.streams.lineage import Lineage
 from posthoc_bhpeft.streams.methods.carried import CarriedRun
 from posthoc_bhpeft.training import TrainingRecord
@@ -53,7 +55,9 @@ def _training_record(run: CarriedRun, base: str, lineage: Lineage) -> TrainingRe
     """training.json, by which `bhpeft predict` knows the labels and the length of texts."""
     history = run.history
     judged = [epoch for epoch, row in enumerate(history, 1) if "nll" in row]
-    best = min(judged, key=lambda epoch: history[epoch - 1]["nll"], default=len(history))
+    nll = {epoch: history[epoch - 1]["nll"] for epoch in judged}
+    # As in training: a NaN is best only where there is nothing else.
+    best = min(judged, key=lambda epoch: (isnan(nll[epoch]), nll[epoch]), default=len(history))
     return TrainingRecord(
         model=base,
         settings=replace(run.learner.settings, seed=lineage.seed),
@@ -70,6 +74,10 @@ def _training_record(run: CarriedRun, base: str, lineage: Lineage) -> TrainingRe
 
 def _remove_stale(folder: Path) -> None:
     """Remove what killed processes left half written; younger ones may still be written to."""
-    for scratch in folder.glob(".round-*"):
-        if time.time() - scratch.stat().st_mtime > STALE_SECONDS:
+    for scratch in (*folder.glob(".round-*"), *folder.glob(SCRATCH)):
+        if time.time() - scratch.stat().st_mtime <= STALE_SECONDS:
+            continue
+        if scratch.is_dir():
             shutil.rmtree(scratch, ignore_errors=True)
+        else:
+            scratch.unlink(missing_ok=True)

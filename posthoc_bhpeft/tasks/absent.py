@@ -6,12 +6,7 @@ import torch
 from torch import Tensor
 
 from posthoc_bhpeft.errors import DataError
-
-ABSENT = -1e4
-"""Logit of a choice that is not there: its probability is 0 at any temperature in use.
-
-Infinity would make NaN of `0 * log 0`; a constant has no gradient, so it adds no curvature.
-"""
+from posthoc_bhpeft.likelihood.labels import ABSENT as ABSENT
 
 COUNT_NAME = "n_choices"
 """Column of a batch that says how many choices each row has."""

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from posthoc_bhpeft.checkpoints import load_base, load_tokenizer, resolve_model
+from posthoc_bhpeft.checkpoints import load_base, load_tokenizer, new_tensors, resolve_model
 from posthoc_bhpeft.data.forms import Form
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.errors import CheckpointError, ConfigError
+from posthoc_bhpeft.training.drawn import check_drawn_are_trained, saving_drawn
 from posthoc_bhpeft.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -95,6 +96,9 @@ def build(
         peft_config: in place of what `settings` describe.
         form: of the rows, which decides the class of the model.
         multi_label: any number of the labels may apply to a row.
+
+    Raises:
+        ConfigError: a part of the base is in no file, and would not be trained.
     """
     from peft import get_peft_model
 
@@ -109,7 +113,14 @@ def build(
         architecture=_CLASSES[form],
         multi_label=multi_label,
     )
-    return get_peft_model(plain, peft_config or settings.peft_config(_TASK_TYPES[form])), tokenizer
+    drawn = new_tensors(plain)
+    config = peft_config or settings.peft_config(_TASK_TYPES[form])
+    # An output layer of a language model is not learnt from a few answers.
+    if form is not Form.PROMPT:
+        config = saving_drawn(config, plain)
+    tuned: PeftModel = get_peft_model(plain, config)
+    check_drawn_are_trained(tuned, drawn, base)
+    return tuned, tokenizer
 
 
 class Scored(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +56,9 @@ class BestWeights(TrainerCallback):  # type: ignore[misc]
         }
         self.history.append({**self._losses, **figures})
         epoch = len(self.history)
-        # Written so that a NaN is never the best.
-        if self.best_epoch == 0 or figures["nll"] < self.history[self.best_epoch - 1]["nll"]:
+        best = self.history[self.best_epoch - 1]["nll"] if self.best_epoch else math.nan
+        # A NaN is better than nothing, and worse than any number.
+        if not self.best_epoch or is_better(figures["nll"], best):
             self.best_epoch = epoch
             self._weights = {
                 name: parameter.detach().clone()
@@ -127,6 +129,11 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def is_better(nll: float, best: float) -> bool:
+    """Whether an epoch's NLL is below the best so far; any number is below a NaN."""
+    return nll < best or (math.isnan(best) and not math.isnan(nll))
 
 
 def _losses(logs: Mapping[str, float]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from posthoc_bhpeft.folders import whole_folder
 from posthoc_bhpeft.rebuild import save_model
 from posthoc_bhpeft.training.building import Scored, build, form_for
 from posthoc_bhpeft.training.loop import Task, check_device, first, run_trainer, seeded
+from posthoc_bhpeft.training.positions import most_tokens
 from posthoc_bhpeft.training.record import TrainingRecord
 from posthoc_bhpeft.training.settings import TrainingSettings
 
@@ -73,8 +74,10 @@ def train(
     scores one text a choice. Rows of words (`words=True`) are for a head on every word, other rows
     for a head on the text, whose outputs exclude each other unless labels are several a row.
 
-    With validation rows, training stops when their negative log-likelihood (NLL) no longer falls,
-    and the weights of the best epoch are kept. The random state of the process is left as it was.
+    Texts are cut at `settings.max_length`, or earlier where the base has positions for fewer
+    tokens; the record says where. With validation rows, training stops when their negative
+    log-likelihood (NLL) no longer falls, and the weights of the best epoch are kept. The random
+    state of the process is left as it was.
 
     Args:
         model: "minilm", the folder of a base model, or a hub name.
@@ -99,6 +102,9 @@ def train(
     check_device(device, settings)
     started = time.perf_counter()
     form = form_for(model, data)
+    limit = most_tokens(model)
+    if limit is not None and limit < settings.max_length:
+        settings = replace(settings, max_length=limit)
     with seeded(settings.seed):
         tuned, tokenizer = build(
             model, data.label_names, settings, peft_config, form, multi_label=data.multi_label

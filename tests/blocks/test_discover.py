@@ -4,9 +4,17 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, MissConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from peft import (
+    LNTuningConfig,
+    LoraConfig,
+    MissConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    get_peft_model,
+)
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from posthoc_bhpeft.blocks import Block, Kind, MatrixView, discover
 from posthoc_bhpeft.blocks.discover import DEFAULT_RECOGNIZERS, check_coverage
@@ -19,7 +27,7 @@ from posthoc_bhpeft.errors import (
 )
 from posthoc_bhpeft.hybrid import HybridConfig
 from tests.contracts import check_block
-from tests.hybrid.families import tiny_batch, tiny_model
+from tests.hybrid.families import tiny_batch, tiny_config, tiny_model
 from tests.models import SMALL, hybrid, lora, mlp, pairs, prefix, randomize, wrap
 
 # ---------------------------------------------------------------- views
@@ -289,6 +297,27 @@ def test_a_tensor_shared_by_two_modules_is_refused_with_both_names():
         discover(model)
 
 
+def test_an_output_layer_tied_to_the_embedding_is_refused_with_both_names():
+    config = tiny_config("llama", tie_word_embeddings=True)
+    model = wrap(AutoModelForCausalLM.from_config(config), causal(target_modules=["q_proj"]))
+    model.get_output_embeddings().weight.requires_grad_(True)
+    with pytest.raises(ModelError, match=r"shared by 2 modules.*lm_head.*embed_tokens"):
+        discover(model)
+
+
+def test_trained_tokens_of_a_tied_output_layer_are_refused():
+    """Their gradient there would be left out."""
+    config = tiny_config("llama", tie_word_embeddings=True)
+    model = AutoModelForCausalLM.from_config(config)
+    model = wrap(model, causal(target_modules=["q_proj"], trainable_token_indices=[3, 4]))
+    with pytest.raises(ModelError, match=r"shared by 2 modules.*lm_head.*embed_tokens"):
+        discover(model)
+
+
+def causal(**settings):
+    return LoraConfig(task_type="CAUSAL_LM", r=2, **settings)
+
+
 def test_one_module_reached_by_two_paths_is_one_block():
     layer = nn.Linear(3, 3)
     model = nn.Sequential(layer, nn.Tanh(), layer).double()
@@ -296,6 +325,21 @@ def test_one_module_reached_by_two_paths_is_one_block():
     assert len(blocks) == 2
     for block in blocks:
         check_block(model, block, pairs((4, 3), 3)[0])
+
+
+@pytest.mark.filterwarnings("ignore:Unsupported layer type")
+@pytest.mark.parametrize("name", ["lora_v2", "my_adapter", "prefix1", "head", "lora_A"])
+def test_what_an_adapter_is_called_says_nothing(name):
+    def found(config, called):
+        model = get_peft_model(tiny_model("bert"), config, adapter_name=called)
+        return [block.kind for block in discover(model)]
+
+    for config in (
+        lambda: HybridConfig(**SMALL, num_virtual_tokens=3, gates=True),
+        lambda: LNTuningConfig(task_type="SEQ_CLS", target_modules=["LayerNorm"]),
+        lambda: LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "word_embeddings"]),
+    ):
+        assert found(config(), name) == found(config(), "default")
 
 
 # ---------------------------------------------------------------- hidden adapters

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import IA3Config, LoraConfig, VeraConfig
 from torch import nn
 from transformers import LongformerConfig, LongformerForSequenceClassification
 
-from posthoc_bhpeft.blocks import discover, observing
+from posthoc_bhpeft.blocks import Observation, discover, observing
 from posthoc_bhpeft.blocks.backward import ends
 from posthoc_bhpeft.blocks.tape import concatenate
 from posthoc_bhpeft.errors import DeadBlockError, ModelError
@@ -206,6 +206,63 @@ def test_calls_of_a_shared_layer_lie_side_by_side():
     assert seen.rows.shape == (4, 2, 3)
     check_block(model, discover(model)[0], batch)
     assert concatenate([seen]) is seen
+
+
+def test_calls_of_which_one_has_no_sides_have_none():
+    sides = Observation(torch.ones(2, 3, 4), torch.ones(2, 3, 5))
+    gradient = Observation.of_gradient(torch.ones(2, 4, 5))
+    assert concatenate([sides, sides]).factored
+    assert not concatenate([sides, gradient]).factored
+    assert not concatenate([gradient, gradient]).factored
+
+
+class AddsInPlace(nn.Module):
+    """Changes what its layer read."""
+
+    def __init__(self, bias=False):
+        super().__init__()
+        self.body, self.head = linear(3, 3, bias=bias), linear(3, 2)
+
+    def forward(self, x):
+        x = x * 1.0
+        x += self.body(x)
+        return self.head(x.mean(1))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        IA3Config(target_modules=["body"], feedforward_modules=[]),
+        IA3Config(target_modules=["body"], feedforward_modules=["body"]),
+        VeraConfig(target_modules=["body"], r=2),
+    ],
+    ids=["IA3", "IA3 on inputs", "VeRA"],
+)
+def test_an_input_that_was_changed_since_is_refused(config):
+    """Autograd does not mind: it keeps no input of these layers."""
+    model, batch = wrap(AddsInPlace(), config), pairs((4, 5, 3), 2)[0]
+    with pytest.raises(ModelError, match=r"'base_model\.model\.body' read was changed in place"):
+        observations(model, discover(model), batch, torch.ones(4, 2))
+
+
+def test_a_bias_reads_no_input_that_could_have_changed():
+    model = AddsInPlace(bias=True)
+    model.body.weight.requires_grad_(False)
+    for block in discover(model):
+        check_block(model, block, pairs((4, 5, 3), 2)[0])
+
+
+def test_inputs_made_in_inference_mode_will_do():
+    """They keep no count of their changes, and cannot be changed outside of it."""
+    model = Pooled(linear(3, 3), linear(3, 2))
+    model = wrap(model, IA3Config(target_modules=["body"], feedforward_modules=[]))
+    (inputs, labels), direction = pairs((4, 5, 3), 2)[0], torch.ones(4, 2)
+    with torch.inference_mode():
+        made = inputs.clone()
+    one, other = (
+        observations(model, discover(model), (x, labels), direction) for x in (inputs, made)
+    )
+    assert all(torch.equal(seen.gradient(), other[name].gradient()) for name, seen in one.items())
 
 
 def test_half_precision_gradients_are_widened():

@@ -463,7 +463,7 @@ def test_an_older_report_stays_where_the_audit_fails(predicted, tmp_path):
     [
         (("--compare", "magic"), "Known: map, temperature"),
         (("--compare", "ensemble"), "--ensemble FOLDER"),
-        (("--compare", "temperature", "--held-out", "test"), "train, validation, test"),
+        (("--compare", "temperature", "--held-out", "test"), "--held-out: validation."),
         (("--time", "day"), "reference"),
         (("--max-error", "5"), "0.05 for 5 %"),
         (("--resamples", "0"), "1 or more"),

@@ -111,7 +111,7 @@ def test_the_noise_of_a_model_without_posterior_is_that_of_held_out_rows(trained
     assert width == pytest.approx(2 * 1.6448536 * np.sqrt(noise), rel=1e-4)
     message = refused("audit", trained, "--held-out", "test")
     assert "noise of a regression" in message
-    assert "train, validation, test" in message
+    assert "--held-out: validation." in message
     assert "trained on" in refused("audit", trained, "--held-out", "train")
 
 

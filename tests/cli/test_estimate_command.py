@@ -84,3 +84,10 @@ def test_half_precision_bases_take_half(checkpoint):
 def test_rows_are_no_longer_than_the_model_takes(checkpoint):
     found = estimate(shapes_of(checkpoint), length=10_000)
     assert found.work.batch.positions == 64
+
+
+def test_a_base_in_four_bits_takes_less(checkpoint):
+    whole = ok("estimate", checkpoint)
+    found = ok("estimate", checkpoint, "--quantize", "4bit")
+    assert found["model_bytes"] < whole["model_bytes"]
+    assert found["peak_bytes"] == whole["peak_bytes"]

@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import LoHaConfig
 
 from posthoc_bhpeft.blocks import discover, observing
 from posthoc_bhpeft.curvature import KFAC, DenseGGN, DiagonalGGN, KroneckerGGN, fit_curvature
 from posthoc_bhpeft.errors import ConfigError, DataError, ModelError, NonFiniteError
 from posthoc_bhpeft.likelihood import Categorical, Gaussian
-from tests.models import mlp, pairs, seeded, targets
+from tests.hybrid.families import tiny_batch, tiny_model
+from tests.models import mlp, pairs, seeded, targets, wrap
 from tests.oracles import dense_ggn, outputs_of
 
 
@@ -76,6 +78,14 @@ def test_kfac_refuses_an_engine_that_does_not_know_the_sides(labels):
     assert fit(mlp(3, 4, 3), loader, KroneckerGGN(), engine=unfactored).operators
     with pytest.raises(ConfigError, match=r"KFAC.*KroneckerGGN"):
         fit(mlp(3, 4, 3), loader, KFAC(), engine=unfactored)
+
+
+@pytest.mark.parametrize("family", ["bert", "albert"])
+def test_kfac_refuses_a_layer_without_sides_however_often_it_is_called(family):
+    config = LoHaConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
+    model = wrap(tiny_model(family), config)
+    with pytest.raises(ConfigError, match=r"KFAC.*KroneckerGGN"):
+        fit(model, [tiny_batch(model)], KFAC())
 
 
 class BatchCentred(torch.nn.Module):

@@ -6,10 +6,18 @@ import torch
 from posthoc_bhpeft import BayesianPeft
 from posthoc_bhpeft.api import bayesianize
 from posthoc_bhpeft.blocks import Observation, discover
-from posthoc_bhpeft.curvature import KFAC, DiagonalGGN, KroneckerGGN, Placed, fit_curvature
+from posthoc_bhpeft.curvature import (
+    KFAC,
+    DenseGGN,
+    DiagonalGGN,
+    KroneckerGGN,
+    Placed,
+    fit_curvature,
+)
 from posthoc_bhpeft.curvature.placed import smaller
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.likelihood import Categorical
+from posthoc_bhpeft.selection import FixedPrecision
 from tests.contracts import check_curvature
 from tests.hybrid.families import tiny_loader
 from tests.models import lora, mlp, pairs, seeded
@@ -40,6 +48,26 @@ def test_sums_in_double_precision_of_a_model_in_single():
     for name, operator in operators.items():
         assert operator.left.dtype == torch.float64
         assert torch.allclose(operator.dense().float(), plain[name].dense(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", [KroneckerGGN(), DiagonalGGN(), DenseGGN()], ids=repr)
+def test_a_posterior_in_double_precision_is_a_prior_of_a_model_in_single(estimator):
+    model, loader = mlp(3, 4, 3).float(), [(x.float(), y) for x, y in pairs((5, 3), 3)]
+
+    def learn(curvature, prior):
+        return bayesianize(model, loader, curvature=curvature, prior=prior, progress=False)
+
+    wide = Placed(estimator, dtype="float64")
+    first, other = (learn(one, FixedPrecision(2.0)) for one in (wide, estimator))
+    again, expected = learn(wide, first.as_prior()), learn(estimator, other.as_prior())
+    assert again.log_marginal_likelihood() == pytest.approx(
+        expected.log_marginal_likelihood(), rel=1e-3
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+    penalty, same = (float(one.as_prior().penalty(model).detach()) for one in (first, other))
+    assert penalty == pytest.approx(same, rel=1e-4)
 
 
 @pytest.mark.parametrize(("p", "q"), [(2, 9), (9, 2), (5, 5)])

@@ -238,7 +238,14 @@ def saving(rank: int, folder: Path) -> dict[str, Any]:
     bayes.save_pretrained(place)
     alone = fit(whole(rows), model)
     alone.save_pretrained(folder / f"alone {rank}")
-    return {"wrote": place.exists(), "wrote alone": (folder / f"alone {rank}").exists()}
+    # Both at once, each with the whole: into one folder, but never into one file.
+    keep = Resume(folder / "both alone", seconds=0)
+    kept = [outcome(lambda: fit(whole(vectors(), 1), mlp(20, 18, 3), resume=keep)) for _ in "12345"]
+    return {
+        "wrote": place.exists(),
+        "wrote alone": (folder / f"alone {rank}").exists(),
+        "kept alone": sorted({*kept}),
+    }
 
 
 def page(rank: int, folder: Path) -> dict[str, Any]:

@@ -203,6 +203,13 @@ def test_the_first_process_writes(found: list[dict[str, Any]], folder: Path) -> 
     assert not (folder / "partial").exists()
 
 
+def test_each_may_keep_its_sums_where_both_fit_the_whole(
+    found: list[dict[str, Any]], folder: Path
+) -> None:
+    assert [each["saving"]["kept alone"] for each in found] == [["no error"], ["no error"]]
+    assert not list((folder / "both alone").iterdir())
+
+
 def test_the_page_runs(found: list[dict[str, Any]]) -> None:
     for rank, each in enumerate(found):
         assert each["page"] == {

@@ -14,13 +14,15 @@ from safetensors import safe_open
 from torch.utils.data import DataLoader
 
 from posthoc_bhpeft import Categorical, DiagonalGGN, Resume
+from posthoc_bhpeft.blocks import discover
 from posthoc_bhpeft.curvature import KFAC, DenseGGN, KroneckerGGN
 from posthoc_bhpeft.curvature.partial import PartialFit
+from posthoc_bhpeft.curvature.resuming import Probe
 from posthoc_bhpeft.distributed import Processes
 from posthoc_bhpeft.errors import CheckpointError, ConfigError, DataError
 from tests.distributed.cases import fit, numbers, rows_of, whole
 from tests.distributed.resumed import RANDOM
-from tests.models import hybrid, mlp, pairs, seeded
+from tests.models import hybrid, lora, mlp, pairs, seeded
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -144,6 +146,121 @@ def test_another_fit_is_refused(name: str, tmp_path: Path) -> None:
     interrupt(model, batches, 2, CHANGED_RESUME[0])
     with pytest.raises(CheckpointError, match=rf"other {name}\. Go on with those, or remove"):
         CHANGED[name](model, batches)
+
+
+def scaled(model: Any) -> None:
+    for module in model.modules():
+        scaling = getattr(module, "scaling", None)
+        if isinstance(scaling, dict):
+            scaling.update({name: 2 * one for name, one in scaling.items()})
+
+
+def flatter(model: Any) -> None:
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = 1e-3
+
+
+def moved_between_samples(model: Any) -> None:
+    frozen = next(p for p in model.parameters() if not p.requires_grad and p.numel() > 64)
+    with torch.no_grad():
+        frozen.view(-1)[1] += 1e-6
+
+
+def other_activation(model: Any) -> None:
+    for layer in model.base_model.model.bert.encoder.layer:
+        layer.intermediate.intermediate_act_fn = torch.nn.ReLU()
+
+
+FUNCTIONS: dict[str, tuple[str, Any]] = {
+    "scaling": (r"other scalings or epsilons\.", scaled),
+    "epsilon": (r"other scalings or epsilons\.", flatter),
+    "one frozen number": (r"other weights\.", moved_between_samples),
+    "activation": (r"another model: its weights are the same.*or remove", other_activation),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_another_function_of_the_same_trained_weights_is_refused(name: str, tmp_path: Path) -> None:
+    model, resume = lora(), Resume(tmp_path, seconds=0)
+    batches = list(whole(rows_of(model, 8)))
+    interrupt(model, batches, 2, resume)
+    message, change = FUNCTIONS[name]
+    change(model)
+    with pytest.raises(CheckpointError, match=message):
+        fit(batches, model, resume=resume)
+
+
+def random(seed: int) -> dict[str, Any]:
+    return {"curvature": RANDOM, "generator": seeded(seed)}
+
+
+OTHERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "products too": ("products", {}, {"products": True}),
+    "no products": ("products", {"products": True}, {}),
+    "seed": (r"random signs \(the seed\)", random(0), random(7)),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_products_and_another_seed_are_refused(name: str, tmp_path: Path) -> None:
+    model, resume = lora(), Resume(tmp_path, seconds=0)
+    batches = list(whole(rows_of(model, 8)))
+    what, first, second = OTHERS[name]
+    interrupt(model, batches, 2, resume, **first)
+    with pytest.raises(CheckpointError, match=rf"other {what}\. Go on with those"):
+        fit(batches, model, resume=resume, **second)
+
+
+def test_products_go_on(tmp_path: Path) -> None:
+    model, resume = lora(), Resume(tmp_path, seconds=0)
+    batches = list(whole(rows_of(model, 8)))
+    interrupt(model, batches, 2, resume, products=True)
+    found = numbers(fit(batches, model, resume=resume, products=True))
+    never = numbers(fit(batches, model, products=True))
+    assert not [name for name, one in never.items() if not one.equal(found[name])]
+
+
+def test_sums_of_other_blocks_are_refused() -> None:
+    model = mlp(4, 5, 3)
+    fit_of = PartialFit.empty(model, DiagonalGGN(), discover(model))
+    first, *others = fit_of.sums
+    total = {(name, "total"): torch.zeros(1) for name in fit_of.sums}
+    with pytest.raises(CheckpointError, match=r"1 blocks or products.*'other' of the sums alone"):
+        fit_of.restore({**total, ("other", "total"): torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=rf"{first}' of this fit alone.*products="):
+        fit_of.restore({(name, "total"): torch.zeros(1) for name in others})
+
+
+def test_outputs_are_known_again_up_to_rounding() -> None:
+    outputs = torch.randn(40, 30, generator=seeded())
+    probe = Probe.of({"x": outputs}, outputs)
+    assert len(probe.outputs) == 256
+    assert probe.agrees(Probe.of(0, outputs.bfloat16()).outputs)
+    assert not probe.agrees(Probe.of(0, outputs.roll(1, 0)).outputs)
+    assert not probe.agrees(Probe.of(0, 1.2 * outputs).outputs)
+    assert not probe.agrees(Probe.of(0, outputs[:2]).outputs)
+    assert Probe().agrees(Probe().outputs)
+
+
+def test_a_file_for_each_process_that_fits_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = pairs((3, 4), 3), mlp(4, 5, 3)
+    places = []
+    for rank in (0, 1):
+        running = Processes(rank, 2)
+        monkeypatch.setattr(Processes, "running", classmethod(lambda cls, one=running: one))
+        places.append(Resume(tmp_path / "fit").open({}, Processes()).path)
+        fit(*fits, resume=Resume(tmp_path / "fit", seconds=0))
+    # The first writes where a process without others would go on.
+    assert [path.name for path in places] == [
+        "partial-0-of-1.safetensors",
+        "partial-alone-1.safetensors",
+    ]
+    # Another process may be about to write, so that the folder stays.
+    assert (tmp_path / "fit").is_dir()
+    assert not list((tmp_path / "fit").iterdir())
 
 
 def test_other_batches_are_refused(tmp_path: Path) -> None:

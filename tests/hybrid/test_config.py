@@ -8,14 +8,23 @@ import pytest
 import torch
 from peft import TaskType, get_peft_model
 from torch import nn
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from posthoc_bhpeft.blocks import discover
 from posthoc_bhpeft.errors import BhpeftError, ConfigError, TargetError
 from posthoc_bhpeft.hybrid import AdapterPlacement, HybridConfig
 from posthoc_bhpeft.hybrid.targets import default_targets, model_types
+from tests.contracts import check_block
 from tests.hybrid.families import families, tiny_batch, tiny_config, tiny_model
-from tests.hybrid.tools import enliven, fresh_hybrid, gradients, small_config, trainable
+from tests.hybrid.tools import (
+    enliven,
+    fresh_hybrid,
+    gradients,
+    live_hybrid,
+    small_config,
+    trainable,
+)
 
 
 def test_a_newcomer_needs_no_more_than_the_task():
@@ -131,6 +140,34 @@ def test_lora_on_all_linear_modules():
     model = fresh_hybrid("bert", lora_target_modules="all-linear", adapter_placement="parallel")
     lora = [n for n in trainable(model) if "lora_A" in n]
     assert len(lora) == 2 * 6 + 1  # q, k, v, o, two of the feed-forward; the pooler; not the head
+
+
+@pytest.mark.parametrize("field", ["lora_target_modules", "adapter_target_modules"])
+def test_all_linear_modules_are_not_the_output_layer(field):
+    """As in peft: it may be tied to the embedding, and then LoRA cannot be merged into it."""
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(tiny_config("llama", tie_word_embeddings=True))
+    settings = {"task_type": "CAUSAL_LM", field: "all-linear"}
+    names = trainable(get_peft_model(base, small_config("llama", **settings)))
+    assert any(".gate_proj." in name for name in names)
+    assert not any("lm_head" in name for name in names)
+
+
+def test_the_output_layer_can_be_named():
+    base = AutoModelForCausalLM.from_config(tiny_config("llama"))
+    config = small_config("llama", task_type="CAUSAL_LM", lora_target_modules=["lm_head"])
+    assert any("lm_head.bhpeft_lora_A" in name for name in trainable(get_peft_model(base, config)))
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_deberta_with_shared_projections_is_tuned_where_rows_are_apart(share):
+    """The published ones project relative positions too, once for the whole batch."""
+    model = live_hybrid("deberta_v2", base={"share_att_key": share})
+    targets = model.peft_config["default"].lora_target_modules
+    expected = ["value_proj", "attention.output.dense"] if share else ["query_proj", "value_proj"]
+    assert targets == expected
+    for block in discover(model):
+        check_block(model, block, tiny_batch(model), tolerance=1e-6)
 
 
 def test_used_on_another_model_type_says_to_make_a_new_config():

@@ -174,6 +174,19 @@ def test_delete_adapter_leaves_the_other():
 
 
 @pytest.mark.parametrize("settings", ALL_PARTS)
+def test_an_adapter_is_added_where_all_were_deleted(settings):
+    model = live_hybrid("bert")
+    model.add_adapter("lora", small_config("bert", **LORA_ONLY))
+    model.set_adapter("lora")
+    model.delete_adapter("default")
+    model.add_adapter("second", small_config("bert", **settings))
+    model.set_adapter("second")
+    enliven(model, seed=2)
+    assert min(g.abs().max() for g in gradients(model, tiny_batch(model)).values()) > 0
+    assert {p.dtype for p in trainable(model).values()} == {torch.float64}
+
+
+@pytest.mark.parametrize("settings", ALL_PARTS)
 def test_merge_refused_before_anything_is_touched(settings):
     model = live_hybrid("bert", **settings)
     batch = tiny_batch(model)
@@ -184,7 +197,9 @@ def test_merge_refused_before_anything_is_touched(settings):
     assert torch.equal(logits(model, batch), before)
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2"])
+@pytest.mark.parametrize(
+    "name", ["bert", "gpt2", "roberta", "electra", "modernbert", "bart", "t5", "deberta_v2"]
+)
 def test_lora_alone_merges(name):
     model = live_hybrid(name, **LORA_ONLY)
     batch = tiny_batch(model)
@@ -230,6 +245,25 @@ def test_unload_gives_the_base_model_back(settings):
     assert type(base.bert.encoder.layer[0].attention.self.config) is type(base.config)
     again = get_peft_model(base, small_config("bert"))
     assert trainable(again)
+
+
+@pytest.mark.parametrize(
+    "name", ["roberta", "electra", "modernbert", "bart", "t5", "deberta_v2", "distilbert"]
+)
+def test_unload_keeps_a_head_of_several_layers(name):
+    model = live_hybrid(name)
+    batch, before = tiny_batch(model), trainable(model)
+    base = model.unload()
+    assert not any(isinstance(module, BaseTunerLayer) for module in base.modules())
+    assert not any("modules_to_save" in key for key in base.state_dict())
+    assert base.state_dict().keys() == tiny_model(name).state_dict().keys()
+    # peft keeps the trained head on the unloaded model.
+    heads = {n: p for n, p in before.items() if ".modules_to_save." in n}
+    for key, tensor in heads.items():
+        inside = key.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
+        assert torch.equal(base.get_parameter(inside), tensor)
+    assert heads
+    assert bool(logits(base, batch).isfinite().all())
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])

@@ -132,6 +132,35 @@ def test_generates_the_same_with_and_without_a_cache(name):
     assert torch.equal(runs[0], runs[1])
 
 
+CACHES = {
+    "dynamic": {},
+    "static": {"cache_implementation": "static"},
+    "prefilled in chunks": {"prefill_chunk_size": 4},
+}
+
+
+@pytest.mark.parametrize("side", ["none", "left"])
+@pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
+def test_every_cache_gives_the_logits_of_none(name, cache, side):
+    """A static cache has room beyond the text, and mistral a window shorter than it."""
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(tiny_config(name))
+    model = get_peft_model(base, small_config(name, task_type="CAUSAL_LM")).eval()
+    enliven(model, spread=0.5)
+    batch = tiny_batch(model, padding=False, labels=False)
+    if side == "left":
+        batch["attention_mask"][0, :2] = 0
+
+    def found(**settings):
+        steps = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+        told = {"output_logits": True, "return_dict_in_generate": True}
+        return torch.stack(model.generate(**batch, **steps, **told, **settings).logits)
+
+    expected = found(use_cache=False)
+    torch.testing.assert_close(found(**cache), expected, rtol=0, atol=1e-4)
+
+
 def test_model_config_is_untouched(tmp_path):
     base = tiny_model("bert")
     before = base.config.to_dict()

@@ -46,6 +46,15 @@ def test_kronecker_is_left_times_matrix_times_right():
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_matrix_of_another_precision_keeps_its_own(structure):
+    matrix = torch.randn(3, 4, generator=seeded(2), dtype=torch.float64)
+    one = operator(structure, (3, 4))
+    found = one.matvec(matrix.float())
+    assert found.dtype == torch.float32
+    assert torch.allclose(found.double(), one.matvec(matrix), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
 def test_eigenvalues_are_those_of_the_dense_matrix(structure):
     one = operator(structure, (3, 4))
     values = one.decompose().eigenvalues.flatten().sort().values

@@ -85,3 +85,11 @@ def test_labels_and_order_go_along() -> None:
 def test_classes_are_no_answers() -> None:
     with pytest.raises(DataError, match="no yes-or-no answers"):
         predict_point(Categorical(), OUTPUTS).answer(0)
+
+
+def test_one_answer_a_row_may_have_labels_without_an_axis() -> None:
+    """As `bayesianize` takes them for one yes-or-no logit."""
+    prediction = predict_point(Bernoulli(), OUTPUTS[:, :1])
+    flat = prediction.with_labels(LABELS[:, 0]).answer(0)
+    assert flat.labels is not None
+    assert flat.labels.tolist() == LABELS[:, 0].long().tolist()

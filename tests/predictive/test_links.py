@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
 from posthoc_bhpeft.errors import ConfigError
+from posthoc_bhpeft.likelihood.labels import ABSENT
 from posthoc_bhpeft.predictive import LaplaceBridge, LogOdds, MonteCarlo, Probit, Tempered
 from posthoc_bhpeft.predictive.links import matrix_root
 from tests.models import seeded
@@ -160,6 +162,37 @@ def test_the_laplace_bridge_does_not_see_a_common_shift():
     assert torch.allclose(shifted, LaplaceBridge().softmax(mean, covariance))
 
 
+@pytest.mark.parametrize("top", [100.0, 1000.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_laplace_bridge_of_a_sure_row_is_sure(top, dtype):
+    mean = torch.tensor([[top, 0.0, 0.0], [0.0, 0.0, -top]], dtype=dtype)
+    found = LaplaceBridge().softmax(mean, torch.eye(3, dtype=dtype).expand(2, 3, 3))
+    assert torch.allclose(found, torch.tensor([[1, 0, 0], [0.5, 0.5, 0]], dtype=dtype))
+
+
+@pytest.mark.parametrize("link", [LaplaceBridge(), Tempered(3.0, LaplaceBridge())], ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_choices_that_are_not_there_take_no_part_in_the_laplace_bridge(link, dtype):
+    mean, covariance = gaussian()
+    mean, covariance = mean.to(dtype), covariance.to(dtype)
+    few = mean.clone()
+    few[:, 2:] = ABSENT
+    centring = (torch.eye(2) - 0.5).to(dtype)
+    own = centring @ covariance[:, :2, :2] @ centring
+    found = link.softmax(few, covariance)
+    assert torch.equal(found[:, 2:], torch.zeros(N, 2, dtype=dtype))
+    expected = link.softmax(mean[:, :2], own)
+    assert torch.allclose(found[:, :2], expected, atol=1e-9 if dtype == torch.float64 else 0.02)
+    mixed = link.softmax(torch.cat([few, mean]), covariance.repeat(2, 1, 1))
+    assert torch.equal(mixed[N:], link.softmax(mean, covariance))
+
+
+def test_the_only_choice_of_a_row_has_all_of_the_laplace_bridge():
+    mean = torch.tensor([[0.3, ABSENT, ABSENT]])
+    found = LaplaceBridge().softmax(mean, torch.eye(3)[None])
+    assert found.tolist() == [[1.0, 0.0, 0.0]]
+
+
 def test_the_laplace_bridge_has_no_independent_answers():
     mean, covariance = gaussian()
     with pytest.raises(ConfigError, match="multi-label"):
@@ -207,3 +240,14 @@ def test_a_temperature_divides_the_outputs(link):
 def test_what_is_no_temperature(temperature):
     with pytest.raises(ConfigError, match="above 0"):
         Tempered(temperature)
+
+
+@pytest.mark.parametrize("given", [np.array([1.0, 2.0]), [1.5], "2", torch.ones(1), 0.0, math.nan])
+def test_a_temperature_is_one_number(given):
+    with pytest.raises(ConfigError, match="one number above 0"):
+        Tempered(given)
+
+
+@pytest.mark.parametrize("given", [np.float32(2), torch.tensor(2.0), 2])
+def test_a_number_of_any_library_is_a_temperature(given):
+    assert repr(Tempered(given)) == repr(Tempered(2.0))

@@ -177,6 +177,18 @@ def test_parts_in_the_order_of_rows():
         rounds_in_order(rows({"x": range(2)}), 3)
 
 
+def test_rows_that_come_twice_make_no_round_vanish():
+    twice = rows({"x": range(2)}).take([0, 1] * 3)
+    assert shape(rounds_in_order(twice, 3, shares=NONE_KEPT)) == [
+        ("rows 0 to 1", [0, 1]),
+        ("rows 2 to 3", [0, 1]),
+        ("rows 4 to 5", [0, 1]),
+    ]
+    # Where the numbers tell rounds apart they are kept.
+    found = rounds_in_order(rows({"x": range(4)}).take([3, 1, 1, 0]), 2, shares=NONE_KEPT)
+    assert shape(found) == [("rows 3 to 1", [3, 1]), ("rows 1 to 0", [1, 0])]
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

@@ -11,11 +11,12 @@ import torch
 from posthoc_bhpeft.data import TextData
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.streams import Heads, Round
-from posthoc_bhpeft.streams.methods import Joint, Replay, WarmStart
+from posthoc_bhpeft.streams.methods import EWC, CarriedPosterior, Joint, Replay, WarmStart
 from posthoc_bhpeft.streams.methods.replay import stratified_share
 from tests.streams.tiny import QUICK, assert_same_weights, learner, met, round_of, texts
 
 METHODS = [WarmStart(), Joint(), Joint(epochs=1), Replay(0.25)]
+WITH_CURVATURE = [CarriedPosterior(), EWC(), EWC(online=True)]
 ONE, TWO, OTHER = round_of("one"), round_of("two", seed=1), round_of("other", names=("no", "yes"))
 EMPTY = Round("empty", TextData((), labels=(), label_names=("bad", "good")))
 
@@ -47,14 +48,15 @@ def test_a_run_repeats_itself(method):
     assert_same_weights(learnt(method, ONE, TWO)[1], learnt(method, ONE, TWO)[1])
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
-def test_rounds_without_rows_or_with_one_class_or_few_rows(method):
+@pytest.mark.parametrize("heads", Heads)
+@pytest.mark.parametrize("method", [*METHODS, *WITH_CURVATURE], ids=str)
+def test_rounds_without_rows_or_with_one_class_or_few_rows(method, heads):
     one_class = Round("one class", texts(8).take(range(0, 8, 2)), texts(4))
-    run, _ = learnt(method, EMPTY, one_class, round_of("few", 2))
+    run, _ = learnt(method, EMPTY, one_class, round_of("few", 2), EMPTY, heads=heads)
     assert torch.isfinite(run.probabilities("few", texts(3))).all()
 
 
-@pytest.mark.parametrize("method", [WarmStart(), Replay(0.25)], ids=str)
+@pytest.mark.parametrize("method", [WarmStart(), Replay(0.25), *WITH_CURVATURE], ids=str)
 def test_a_round_without_rows_changes_no_weight(method):
     assert_same_weights(learnt(method, ONE, EMPTY)[1], learnt(method, ONE)[1])
 

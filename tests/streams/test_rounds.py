@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from posthoc_bhpeft.data import TextData
@@ -9,7 +11,8 @@ from posthoc_bhpeft.errors import DataError
 from posthoc_bhpeft.streams import Heads, LabelSpace, Round
 
 
-def rows(names, labels=(0, 1)):
+def rows(names, labels=None):
+    labels = tuple(range(len(names))) if labels is None else labels
     return TextData(tuple("abcdefgh"[: len(labels)]), labels=labels, label_names=names)
 
 
@@ -93,3 +96,15 @@ def test_a_round_needs_names_of_labels_even_without_rows():
     assert Round("empty", TextData((), labels=(), label_names=("bad", "good")))
     with pytest.raises(DataError, match="names of labels"):
         Round("regression", TextData(("a",), labels=(0.5,), regression=True))
+
+
+@pytest.mark.parametrize("label", [2, -1, (0, 1), "good"])
+@pytest.mark.parametrize("part", ["train", "test", "validation"])
+def test_a_label_without_a_name_is_refused_with_its_row(part, label):
+    fine = TextData(("a", "b"), labels=(0, 1), label_names=("bad", "good"))
+    wrong = TextData(("a", "b"), labels=(0, label), label_names=("bad", "good"))
+    said = rf"'odd', {part} rows: row 1 has the label {re.escape(repr(label))}.*2 in label_names"
+    with pytest.raises(DataError, match=said):
+        Round("odd", **{"train": fine, part: wrong})
+    with pytest.raises(DataError, match="'odd': row 1 has the label"):
+        space(Heads.SHARED, ("odd", ("bad", "good"))).targets("odd", wrong)

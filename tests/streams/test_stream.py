@@ -16,7 +16,7 @@ from transformers import Trainer
 
 from posthoc_bhpeft import BayesianPeft
 from posthoc_bhpeft.data import TextData
-from posthoc_bhpeft.errors import CheckpointError, ConfigError, DataError
+from posthoc_bhpeft.errors import CheckpointError, ConfigError, DataError, ModelError
 from posthoc_bhpeft.saving import posterior_tensors
 from posthoc_bhpeft.streams import Heads, Round, Stream, StreamReport, stream, writing
 from posthoc_bhpeft.streams.identity import STREAM_FILE
@@ -254,6 +254,14 @@ def test_the_folder_holds_all_that_is_carried(heads, parametrization, tmp_path):
 # ------------------------------------------------------------------ what is written
 
 
+def test_the_lineage_and_the_card_say_how_far_the_weights_are_in_the_end(whole):
+    opened = again(whole)
+    last = opened.report.rounds[-1]
+    moved = f"moved {0.5 * opened.bayes.posterior.squared_movement():.1f} nats"
+    assert moved in last.prior
+    assert moved in (whole / last.folder / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_lineage_says_where_a_round_comes_from(whole):
     first, second, third = again(whole).report.rounds
     assert (first.parent, first.parent_posterior) == (None, None)
@@ -326,6 +334,16 @@ def test_a_shared_round_is_a_checkpoint_like_any_other(tmp_path):
         assert torch.equal(bayes.posterior.mean[name], mean)
     card = (tmp_path / "stream" / lineage.folder / "README.md").read_text(encoding="utf-8")
     assert f'from_pretrained("stream/{lineage.folder}")' in card
+
+
+def test_a_killed_start_is_no_stream_and_does_not_stand_in_the_way(tmp_path):
+    for name, age in ((f".{STREAM_FILE}.abc", 7200), (f".{STREAM_FILE}.def", 0)):
+        (tmp_path / name).write_text('{"format"', encoding="utf-8")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    start(tmp_path).learn(ROUNDS[0])
+    assert again(tmp_path).report.rounds[0].name == "first"
+    # Another process might still be writing to the younger one.
+    assert [path.name for path in tmp_path.glob(".*")] == [f".{STREAM_FILE}.def"]
 
 
 # ------------------------------------------------------------------ odd rounds
@@ -499,6 +517,10 @@ def test_the_round_must_be_named_where_each_has_its_own_outputs(whole):
     with pytest.raises(ConfigError, match="Rounds: 'first', 'second', 'third'"):
         opened.predict(ROUNDS[0].test)
     assert opened.label_names("second") == GOOD_FAIR
+    with pytest.raises(ModelError, match=r"6 outputs a row.*fitted on 2.*data, round_name"):
+        opened.bayes.predict_loader(
+            opened._last().learner.loader("third", ROUNDS[2].test), progress=False
+        )
 
 
 # ------------------------------------------------------------------ damage

@@ -15,6 +15,7 @@ from posthoc_bhpeft.blocks import discover
 from posthoc_bhpeft.curvature import DenseGGN
 from posthoc_bhpeft.errors import CheckpointError, ConfigError, DataError, ModelError
 from posthoc_bhpeft.likelihood import Categorical
+from posthoc_bhpeft.predictive import LaplaceBridge, Linearized
 from posthoc_bhpeft.selection import FixedPrecision
 from posthoc_bhpeft.tasks import AnswerTokens, TaskModel, base_of, split_task
 from posthoc_bhpeft.tasks.absent import ABSENT
@@ -178,6 +179,23 @@ def test_rows_with_two_choices_are_fitted_as_if_there_were_no_others() -> None:
         assert relative_error(four.posterior.curvature[name].dense(), operator.dense()) < 1e-6
     probabilities = four.predict(batch).probabilities
     assert torch.allclose(probabilities[:, :2], only.predict(batch).probabilities, atol=1e-6)
+
+
+def test_the_laplace_bridge_knows_no_others_either() -> None:
+    batch, link = with_counts(prompts(3), [2, 2, 2]), Linearized(link=LaplaceBridge())
+    model = asked("llama", lora())
+    two = TaskModel(model.model, AnswerTokens(ANSWERS.token_ids[:2]))
+    found = fit(model, [batch]).predict(batch, link)
+    assert torch.isfinite(found.epistemic).all()
+    expected = fit(two, [batch]).predict(batch, link)
+    assert torch.allclose(found.probabilities[:, :2], expected.probabilities, atol=1e-6)
+
+
+def test_a_label_on_a_choice_that_is_not_there_is_refused() -> None:
+    batch = {**with_counts(prompts(3), [4, 2, 3]), "labels": torch.tensor([3, 2, 0])}
+    message = "Label 2 in row 1 of the batch names a choice that is not there: the row has 2"
+    with pytest.raises(DataError, match=message):
+        fit(asked(), [batch])
 
 
 @pytest.mark.parametrize("counts", [[0, 2, 2], [5, 2, 4]])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast, StoppingCriteria, StopStringCriteria
 
 from posthoc_bhpeft import (
     MAP,
@@ -16,7 +18,7 @@ from posthoc_bhpeft import (
     generate_with_uncertainty,
 )
 from posthoc_bhpeft.errors import ConfigError, DataError, ModelError
-from posthoc_bhpeft.generation import part_of_text
+from posthoc_bhpeft.generation import TeacherForcing, part_of_text
 from posthoc_bhpeft.predictive.sampled import drawn_parameters
 from tests.hybrid.families import FIRST_WORD, PAD
 from tests.models import mlp, pairs, seeded
@@ -127,17 +129,120 @@ def test_nothing_counts_after_the_end_of_a_text():
     assert not bool(found.log_probabilities[:, ~found.mask].any())
 
 
-def test_padding_at_the_end_is_left_out_where_no_token_ends_a_text():
-    tokens = torch.tensor([[5, 1, 6, 1], [1, 1, 1, 1], [5, 7, 2, 1]])
-    without = {"pad_token_id": 1, "eos_token_id": []}
-    assert part_of_text(torch.nn.Linear(1, 1), tokens, without).tolist() == [
-        [True, True, True, False],
-        [False] * 4,
-        [True, True, True, False],
-    ]
+def counted(tokens, options, stopped=()):
+    """Tokens of each text, after a prompt of one token."""
+    sequences = torch.nn.functional.pad(torch.tensor(tokens), (1, 0), value=9)
+    mask = part_of_text(torch.nn.Linear(1, 1), sequences, 1, options, stopped)
+    lengths = mask.sum(1)
+    assert torch.equal(mask, torch.arange(mask.shape[1]) < lengths[:, None])
+    return lengths.tolist()
+
+
+def test_tokens_of_padding_are_written_where_nothing_ended_the_text():
+    tokens = [[5, 1, 6, 1], [1, 1, 1, 1], [5, 7, 2, 1]]
+    assert counted(tokens, {"pad_token_id": 1, "eos_token_id": []}) == [4, 4, 4]
+    assert counted(tokens, {"pad_token_id": 1, "eos_token_id": 2}) == [4, 4, 3]
+    assert counted([[5, 2, 2], [2, 2, 2]], {"pad_token_id": 2, "eos_token_id": 2}) == [2, 1]
+
+
+def test_a_text_ends_where_a_criterion_ended_it():
     both = {"pad_token_id": 2, "eos_token_id": 2}
-    ended = part_of_text(torch.nn.Linear(1, 1), torch.tensor([[5, 2, 2], [2, 2, 2]]), both)
-    assert ended.tolist() == [[True, True, False], [True, False, False]]
+    stopped = {(9, 5), (9, 5, 2), (9, 6, 7, 8)}
+    assert counted([[5, 2, 2], [6, 7, 8], [6, 2, 2]], both, stopped) == [1, 3, 2]
+
+
+class FirstRowStops(StoppingCriteria):
+    """Ends the first text after some tokens; it counts its calls, so each may be one only."""
+
+    def __init__(self, tokens):
+        self.left = tokens
+
+    def __call__(self, input_ids, scores, **_):
+        self.left -= 1
+        return torch.tensor([self.left == 0, *[False] * (len(input_ids) - 1)])
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+@pytest.mark.parametrize("pad", [PAD, 2])
+def test_padding_after_a_stop_is_no_text_whatever_its_token(family, pad):
+    found = generate_with_uncertainty(
+        fitted(family),
+        prompts(),
+        max_new_tokens=NEW,
+        min_new_tokens=NEW,  # no token ends a text
+        do_sample=False,
+        pad_token_id=pad,
+        stopping_criteria=[FirstRowStops(2)],
+    )
+    assert found.tokens[0, 2:].tolist() == [pad] * (NEW - 2)
+    assert found.lengths.tolist() == [2, NEW]
+
+
+def letters():
+    """A tokenizer of one letter a token."""
+    known = {one: index for index, one in enumerate(("<s>", "<pad>", "</s>", *"abcdefghi"))}
+    inner = Tokenizer(models.WordLevel(known, unk_token="<pad>"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    inner.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_text_ends_with_its_stop_string(own, beams):
+    bayes, words = fitted("llama"), letters()
+    given = {"do_sample": False, "num_beams": beams, "min_new_tokens": NEW, "max_new_tokens": NEW}
+    given["suppress_tokens"] = [0, 1]
+    plain = generate_with_uncertainty(bayes, prompts(), **given).tokens
+    stop = words.convert_ids_to_tokens(int(plain[0, 1]))
+    if own:
+        given["stopping_criteria"] = [StopStringCriteria(words, [stop])]
+    else:
+        given |= {"stop_strings": [stop], "tokenizer": words}
+    found = generate_with_uncertainty(bayes, prompts(), **given, pad_token_id=2)
+    assert int(found.lengths.min()) < NEW
+    for text, length in zip(found.tokens.tolist(), found.lengths.tolist(), strict=True):
+        said = [stop in word for word in words.convert_ids_to_tokens(text)]
+        assert length == (said.index(True) + 1 if any(said) else NEW)
+
+
+def test_texts_are_judged_with_the_token_types_they_were_written_with():
+    bayes = fitted("gpt2")
+    given = {**prompts(), "token_type_ids": torch.full((2, 5), 7)}
+    options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, "output_logits": True}
+    own = bayes.model.eval().generate(**given, **options, return_dict_in_generate=True)
+    forcing = TeacherForcing.of(bayes.model, given, own.sequences, {})
+    with torch.no_grad():
+        judged = bayes.model(**forcing.inputs).logits[:, -3:]
+    assert torch.allclose(judged, torch.stack(own.logits, 1).to(judged), atol=1e-4)
+    assert torch.equal(generate_with_uncertainty(bayes, given, **options).sequences, own.sequences)
+
+
+def test_positions_that_were_given_go_on():
+    given = {**prompts(), "position_ids": torch.tensor([[3, 4, 5, 6, 7], [0, 0, 0, 1, 2]])}
+    sequences = torch.cat([given["input_ids"], given["input_ids"][:, :3]], 1)
+    forcing = TeacherForcing.of(fitted("gpt2").model, given, sequences, {})
+    assert forcing.inputs["position_ids"][:, 5:].tolist() == [[8, 9], [3, 4]]
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_inputs_that_do_not_go_on_are_refused_by_name(family):
+    with pytest.raises(DataError, match="labels of the prompt cannot be told"):
+        generate_with_uncertainty(fitted(family), {**prompts(), "labels": prompts()["input_ids"]})
+    name = "decoder_attention_mask" if family == "t5" else "pixel_values"
+    with pytest.raises(DataError, match=f"{name} of the prompt"):
+        generate_with_uncertainty(fitted(family), {**prompts(), name: torch.ones(2, 5)})
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_empty_prompts_are_refused(family):
+    bayes = fitted(family)
+    with pytest.raises(DataError, match=r"'input_ids' is \(2, 0\)"):
+        generate_with_uncertainty(bayes, {"input_ids": prompts()["input_ids"][:, :0]})
+    mask = prompts()["attention_mask"]
+    mask[1] = 0
+    with pytest.raises(DataError, match="prompt in row 1 is empty"):
+        generate_with_uncertainty(bayes, {**prompts(), "attention_mask": mask})
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])

@@ -149,6 +149,32 @@ def test_batches_of_choices(tmp_path: Path) -> None:
     assert labels.tolist() == [data.labels[place] for place in order]
 
 
+def test_a_choice_that_leaves_no_room_for_its_question_is_cut_too(tmp_path: Path) -> None:
+    rows = make_questions(4)
+    rows[2]["choices"] = ["ice " * 40, "fire", "snow ice sun fire"]
+    data, words = read(tmp_path, rows, choices=True), tokenizer()
+    short = encode_choices(data, words, max_length=8)
+    whole = encode_choices(data, words)
+    for place in (0, 1, 3):
+        assert short.features[place] == whole.features[place]
+    texts = [words.decode(ids) for ids in short.features[2]["input_ids"]]
+    assert max(map(len, short.features[2]["input_ids"])) == 8
+    assert texts[0].startswith("which is")
+    assert texts[0].endswith("ice ice")
+    assert texts[1] == f"{data.texts[2]} fire"
+
+
+@pytest.mark.parametrize("length", [7, 8, 9, 10])
+def test_only_the_question_is_cut_while_something_of_it_stays(tmp_path: Path, length: int) -> None:
+    rows = [{"question": "which is hot ?", "choices": ["ice " * 7, "sun"], "label": 0}] * 2
+    data, words = read(tmp_path, rows, choices=True), tokenizer()
+    ids = encode_choices(data, words, max_length=length).features[0]["input_ids"][0]
+    whole = words.convert_tokens_to_ids(["which", "is", "hot", "?"])
+    assert len(ids) == length
+    question = sum(one in whole for one in ids)
+    assert question == (length - 7 if length > 7 else 3)
+
+
 @pytest.mark.parametrize("make", [encode_prompts, encode_choices])
 def test_so_few_tokens_hold_no_choices(tmp_path: Path, make: Any) -> None:
     with pytest.raises(DataError, match="at least 4 tokens"):

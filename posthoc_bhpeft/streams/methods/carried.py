@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from posthoc_bhpeft.api import BayesianPeft, bayesianize
+from posthoc_bhpeft.carrying import describe_carried
 from posthoc_bhpeft.curvature import Curvature, KroneckerGGN, Softened
 from posthoc_bhpeft.data import LengthOrder, TextData
 from posthoc_bhpeft.errors import ConfigError
@@ -30,7 +31,7 @@ from posthoc_bhpeft.predictive import Linearized, Prediction
 from posthoc_bhpeft.prior import TRAINING_FLOOR, TRAINING_WEIGHT, GaussianPrior
 from posthoc_bhpeft.selection import Chained, MatchedPrecision, PriorRule
 from posthoc_bhpeft.streams.learner import Learner
-from posthoc_bhpeft.streams.rounds import Round
+from posthoc_bhpeft.streams.rounds import NO_CHOICE, Heads, Round
 
 
 class Parametrization(str, Enum):
@@ -106,8 +107,18 @@ class CarriedRun:
         self.history: tuple[Mapping[str, float], ...] = ()
 
     def learn(self, round_: Round, index: int) -> None:
-        """Train against the carried prior, then make the chained posterior."""
-        learner = self.learner
+        """Train against the carried prior, then make the chained posterior.
+
+        A round without rows, or with nothing to tell apart, has no curvature and is passed over.
+        """
+        learner, self.history = self.learner, ()
+        note = learner.labels.why_not(round_)
+        shared = learner.labels.heads is Heads.SHARED
+        if note == NO_CHOICE and shared and not learner.started:
+            # Without a model yet, the label only waits for others to be told from.
+            learner.labels = learner.labels.extended(round_)
+        if note:
+            return
         learner.meet(round_)
         prior = self.carried()
         self.history = learner.fit(
@@ -149,6 +160,7 @@ class CarriedRun:
         """Move posterior and model to the minimum of the two quadratics."""
         model, bayes = self.learner.model, self.bayes
         assert bayes is not None
+        said = bayes.reason.removeprefix(describe_carried(bayes.posterior))
         posterior = consolidated(bayes.posterior, floor=self.method.floor)
         self.learner.restore(as_parameters(model, posterior.blocks, posterior.mean))
         # Read back, so that the mean is what the model has to the last bit.
@@ -156,12 +168,19 @@ class CarriedRun:
         posterior = replace(posterior, mean=mean)
         if posterior.prior.products:
             posterior = posterior.with_prior(posterior.prior.linearized_at(mean))
-        self.bayes = replace(bayes, posterior=posterior)
+        # How far the weights have moved is another distance now.
+        reason = describe_carried(posterior) + said
+        self.bayes = replace(bayes, posterior=posterior, reason=reason)
 
     def probabilities(self, round_name: str, data: TextData) -> Tensor:
         """The Bayesian predictive, over the outputs of the row's round."""
+        learner = self.learner
+        if self.bayes is None and learner.labels.names and not learner.started:
+            # A single label was met so far, and no model was needed for it.
+            n_outputs = len(learner.labels.columns(round_name))
+            return torch.full((len(data), n_outputs), 1 / n_outputs, dtype=torch.float64)
         if self.bayes is None:
-            return self.learner.logits(round_name, data).double().softmax(-1)
+            return learner.logits(round_name, data).double().softmax(-1)
         found = self.predict(round_name, data).probabilities
         assert found is not None
         return found.double()
@@ -170,10 +189,15 @@ class CarriedRun:
         self, round_name: str, data: TextData, *, batch_size: int = 64, progress: bool = False
     ) -> Prediction:
         """The Bayesian prediction of `N` rows in their order, once a round was learnt."""
-        assert self.bayes is not None
+        bayes = self.bayes
+        assert bayes is not None
         loader = self.learner.loader(round_name, data, batch_size, by_length=True)
+        # The weights are those of all rounds; how many outputs they make depends on the round.
+        n_outputs = len(self.learner.labels.columns(round_name))
+        if n_outputs != bayes.posterior.n_outputs:
+            bayes = replace(bayes, posterior=replace(bayes.posterior, n_outputs=n_outputs))
         with self.learner.facing(round_name):
-            prediction = self.bayes.predict_loader(loader, progress=progress)
+            prediction = bayes.predict_loader(loader, progress=progress)
         order = loader.sampler
         assert isinstance(order, LengthOrder)
         return order.restore_prediction(prediction)

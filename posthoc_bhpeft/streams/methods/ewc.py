@@ -73,7 +73,9 @@ class EWCRun:
             seed=learner.seed_of(index),
             validation=round_.validation,
         )
-        self.remember(round_, index)
+        # Neither no row nor a softmax over one output has a curvature to remember.
+        if len(round_.train) and len(learner.labels.columns(round_.name)) > 1:
+            self.remember(round_, index)
 
     def remember(self, round_: Round, index: int) -> None:
         """The curvature of the round, with the weights of now."""
