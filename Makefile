@@ -30,7 +30,7 @@ export MPLBACKEND := Agg
 .PHONY: help setup demo test test-quick lint format docs clean distclean
 .PHONY: bench-fidelity bench-cost bench-calibration bench-streams bench-merging
 .PHONY: bench-scaling bench-processes bench-full-size
-.PHONY: bench-answers bench-words bench-several bench-generation bench-low-rank bench-memory results
+.PHONY: bench-answers bench-words bench-several bench-quantised bench-generation bench-low-rank bench-memory results
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
@@ -109,6 +109,10 @@ bench-several: $(STAMP) ## several labels a row (an hour; finished scores are ke
 	@test -d "$(DATA)" || { echo "error: '$(DATA)' is no folder; say where ag_news/, airline_tweets/ and clinc150/ are: make $@ DATA=FOLDER"; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/several.py --data "$(DATA)" --seeds 0 1 2 $(ARGS)
 
+bench-quantised: $(STAMP) ## bases in 8 and 4 bits (an hour; finished scores are kept), DATA=FOLDER
+	@test -d "$(DATA)" || { echo "error: '$(DATA)' is no folder; say where ag_news/ and airline_tweets/ are: make $@ DATA=FOLDER"; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/quantised.py --data "$(DATA)" $(ARGS)
+
 bench-generation: $(STAMP) ## uncertainty at every token and of generated texts (half an hour; finished seeds are kept), DATA=FOLDER MODEL=FOLDER
 	@test -d "$(DATA)" || { echo "error: '$(DATA)' is no folder; say where ag_news/, sst2/, airline_tweets/ and dbpedia14/ are: make $@ DATA=FOLDER MODEL=FOLDER"; exit 1; }
 	@test -f "$(MODEL)/config.json" || { echo "error: '$(MODEL)' holds no model; name the folder of a small causal language model: make $@ DATA=FOLDER MODEL=FOLDER"; exit 1; }
@@ -123,7 +127,7 @@ bench-low-rank: $(STAMP) ## what factors in low rank lose, on a hybrid trained f
 bench-memory: $(STAMP) ## the estimate of memory beside the peaks of the process, on Linux
 	$(BIN)/python benchmarks/memory.py --output benchmarks/results/memory.md $(ARGS)
 
-results: bench-fidelity bench-cost bench-scaling bench-processes bench-full-size bench-calibration bench-streams bench-merging bench-answers bench-words bench-several bench-generation bench-low-rank bench-memory ## every figure of the README and the docs, DATA=FOLDER MODEL=FOLDER
+results: bench-fidelity bench-cost bench-scaling bench-processes bench-full-size bench-calibration bench-streams bench-merging bench-answers bench-words bench-several bench-quantised bench-generation bench-low-rank bench-memory ## every figure of the README and the docs, DATA=FOLDER MODEL=FOLDER
 
 clean: ## remove caches, reports and the built site
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* htmlcov site build dist

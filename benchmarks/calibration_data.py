@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from cells import keyed
+from cells import as_data, keyed
 
 from posthoc_bhpeft.data import (
     RowSettings,
@@ -70,7 +70,7 @@ class Cell:
     @property
     def key(self) -> str:
         """The label with a hash of all that decides the result."""
-        identity = {**asdict(self), "training": asdict(self.settings), "version": PROTOCOL}
+        identity = {**asdict(self), "training": as_data(self.settings), "version": PROTOCOL}
         return keyed(self.label, identity)
 
     @property

@@ -8,6 +8,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import transformers
 from pages import RESULTS
 
 from posthoc_bhpeft.checkpoints import write_text
+from posthoc_bhpeft.training import TrainingSettings
 
 
 def keyed(label: str, identity: object, digits: int = 12) -> str:
@@ -29,6 +31,12 @@ def keyed(label: str, identity: object, digits: int = 12) -> str:
     """
     text = json.dumps(identity, sort_keys=True)
     return f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:digits]}"
+
+
+def as_data(settings: TrainingSettings) -> dict[str, Any]:
+    """Settings for a key, so that it stays where one that came later says nothing new."""
+    found = asdict(settings)
+    return {name: value for name, value in found.items() if (name, value) != ("quantize", "no")}
 
 
 def parser(about: str) -> argparse.ArgumentParser:

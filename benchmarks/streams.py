@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cells import keyed, quiet
+from cells import as_data, keyed, quiet
 from first_fit import FirstFit
 from pages import RESULTS, command, fill_readme
 from stream_data import STREAMS, Sizes, Stream
@@ -119,7 +119,7 @@ def identity(cell: Cell, setup: Setup) -> dict[str, Any]:
         "seed": cell.seed,
         "heads": stream.heads.value,
         "rounds": [[r.name, r.train.digest, r.test and r.test.digest] for r in stream.rounds],
-        "settings": asdict(settings_of(cell, setup)),
+        "settings": as_data(settings_of(cell, setup)),
         "method": method,
     }
 

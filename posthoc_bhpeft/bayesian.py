@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_bhpeft.batches import Inputs, split_batch
-from posthoc_bhpeft.blocks import DEFAULT_RECOGNIZERS, Block, Recognizer, discover
+from posthoc_bhpeft.blocks import (
+    DEFAULT_RECOGNIZERS,
+    Block,
+    Recognizer,
+    check_adapters_apart,
+    discover,
+)
 from posthoc_bhpeft.card import CARD_FILE, explain, model_card, write_card
 from posthoc_bhpeft.checks import check_role
 from posthoc_bhpeft.curvature import Curvature
@@ -210,7 +216,13 @@ class BayesianPeft:
         return self.review_rule
 
     def check_unchanged(self) -> None:
-        """Raise unless the model still stands at the posterior's mean."""
+        """Raise unless the model still stands at the posterior's mean, its adapters in sight.
+
+        Raises:
+            HiddenAdapterError: If an adapter was merged or disabled since.
+            ModelError: If weights are others, or gone.
+        """
+        check_adapters_apart(self.model)
         try:
             check_weights(self.model, self.blocks, self.posterior.mean)
         except CheckpointError as error:

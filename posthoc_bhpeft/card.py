@@ -20,14 +20,27 @@ def explain(saved: SavedPosterior) -> str:
         sizes.setdefault(block.kind.value, []).append(block.size)
     parts = ", ".join(f"{kind} {len(s)} ({sum(s):,} weights)" for kind, s in sizes.items())
     n_weights = sum(block.size for block in posterior.blocks)
-    gamma = posterior.evidence().effective_parameters(posterior.prior.precision)
+    unit = "nats a text" if saved.likelihood.positions else "nats"
     return (
         f"Laplace posterior over {n_weights:,} weights in {len(posterior.blocks)} blocks: "
         f"{parts}.\nCurvature: {saved.curvature} over {posterior.n_rows} rows, "
-        f"mean training NLL {-posterior.log_likelihood / posterior.n_rows:.4f} nats.\n"
-        f"{saved.reason}\n"
-        f"The data determine {sum(gamma.values()):.0f} effective parameters."
+        f"mean training NLL {-posterior.log_likelihood / posterior.n_rows:.4f} {unit}.\n"
+        f"{reason_of(saved)}\n"
+        f"The data determine {determined(saved):.0f} effective parameters."
     )
+
+
+def determined(saved: SavedPosterior) -> float:
+    """How many effective parameters there are at the precision that was chosen."""
+    posterior = saved.posterior
+    return sum(posterior.evidence().effective_parameters(posterior.prior.precision).values())
+
+
+def reason_of(saved: SavedPosterior) -> str:
+    """Why the prior is what it is; with a label at every position, in which unit."""
+    if saved.likelihood.positions and "(NLL " in saved.reason:
+        return f"{saved.reason} Here NLL is in nats a word."
+    return saved.reason
 
 
 def model_card(saved: SavedPosterior, name: str) -> str:
@@ -59,7 +72,8 @@ An adapter alone loads with `peft` as usual, after `import posthoc_bhpeft` if it
 - Likelihood: `{saved.likelihood}`
 - Curvature: `{saved.curvature}` over {posterior.n_rows} rows
 - Predictive: `{saved.predictive}`
-- {saved.reason}
+- {reason_of(saved)}
+- Effective parameters: {determined(saved):.0f}
 - Log marginal likelihood: {posterior.log_marginal_likelihood():.1f} nats
 {review}"""
 

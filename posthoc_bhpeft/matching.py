@@ -49,6 +49,13 @@ def check_weights(model: nn.Module, blocks: Sequence[Block], mean: Mapping[str, 
         CheckpointError: Naming the first block that differs.
     """
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    gone = [block.parameter for block in blocks if block.parameter not in dtypes]
+    if gone:
+        raise CheckpointError(
+            f"The model has no {gone[0]!r} any more ({len(gone)} of {len(blocks)} blocks are "
+            "gone): its adapter was deleted, or merged into the base, which merge_and_unload() "
+            "does in place. Load the saved posterior again, and merge a copy.deepcopy of the model."
+        )
     weights = read_weights(model, blocks)
     for block in blocks:
         now, saved = weights[block.name], mean[block.name].to(weights[block.name].device)

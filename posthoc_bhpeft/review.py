@@ -141,9 +141,23 @@ def write_rule(folder: Path, rule: ReviewRule, posterior: str) -> None:
         **{name: getattr(rule, name) for name in ("score", "promise", "rows", "digest")},
         "predictive": rule.predictive,
         "threshold": as_json(rule.threshold),
+        "review_if": review_if(rule.score, rule.threshold),
         "sets": None if rule.sets is None else describe_sets(rule.sets),
     }
     write_json(folder / REVIEW_FILE, content)
+
+
+def review_if(score: str, threshold: float) -> str:
+    """Which rows go to a human, as a condition that cannot be misread: "epistemic > 0.25".
+
+    Args:
+        score: By name; of "confidence" the threshold is on one less the largest probability.
+        threshold: With all its digits in the text, so that both say the same.
+    """
+    if math.isinf(threshold):
+        return "never" if threshold > 0 else "always"
+    named = "1 - max probability" if score == "confidence" else score
+    return f"{named} > {float(threshold)!r}"
 
 
 def describe_sets(sets: SetRule) -> dict[str, Any]:

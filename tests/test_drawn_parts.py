@@ -11,11 +11,14 @@ import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoModelForSequenceClassification, BertTokenizer
 
+from posthoc_bhpeft import BayesianPeft, bayesianize
 from posthoc_bhpeft.checkpoints import load_adapter, load_base, new_tensors
 from posthoc_bhpeft.data.forms import Form
 from posthoc_bhpeft.errors import CheckpointError, ConfigError
+from posthoc_bhpeft.selection import FixedPrecision
 from posthoc_bhpeft.training import TrainingSettings
 from posthoc_bhpeft.training.building import build
 from posthoc_bhpeft.training.drawn import drawn_modules
@@ -133,3 +136,21 @@ def test_training_says_what_predictions_say(tmp_path: Path) -> None:
         *("--predictive", "map", "--output", tmp_path / "map"),
     )
     assert found["metrics"]["nll"] == pytest.approx(said["metrics"]["nll"], abs=1e-5)
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_what_is_drawn_stays_in_full_where_the_base_is_quantised(bits: str, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, quantize=bits)
+    model, _ = build(str(masked("bert")), LABELS, settings, None)
+    pooler = model.base_model.model.bert.pooler.modules_to_save["default"]
+    assert type(pooler.dense) is nn.Linear
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert any("pooler" in name for name in trained)
+    kinds = {type(module).__name__ for module in model.modules()}
+    assert {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}[bits] in kinds
+    batches = [TEXTS]
+    bayes = bayesianize(model.eval(), batches, prior=FixedPrecision(2.0), progress=False)
+    expected = bayes.predict(TEXTS).probabilities
+    bayes.save_pretrained(tmp_path)
+    again = BayesianPeft.from_pretrained(tmp_path).predict(TEXTS).probabilities
+    assert torch.allclose(again, expected, atol=1e-5)

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    CanineConfig,
+    IBertConfig,
+    MptConfig,
+)
 
 from posthoc_bhpeft.data import load_rows
 from posthoc_bhpeft.errors import ConfigError
@@ -22,7 +28,20 @@ from tests.tasks.words import make_base, write_rows
 from tests.texts import make_base as small_base
 from tests.texts import write_jsonl
 
+SIZES: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "max_position_embeddings": 24,
+}
 LIMITED = {"bert": 64, "roberta": 62, "distilbert": 64, "gpt2": 64, "opt": 64, "mpnet": 62}
+OTHERS = {
+    "mpt": (MptConfig(vocab_size=40, d_model=16, n_heads=2, n_layers=1, max_seq_len=24), 24),
+    "ibert": (IBertConfig(**SIZES, pad_token_id=1), 22),
+    "canine": (CanineConfig(**SIZES, num_hash_buckets=32), 24),
+}
 ENDLESS = ("llama", "qwen2", "t5")
 
 
@@ -46,6 +65,13 @@ def test_the_limit_is_the_longest_text_that_a_model_reads(family: str) -> None:
     assert limit == LIMITED[family]
     assert reads(folder, limit)
     assert not reads(folder, limit + 1)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_so_it_is_where_positions_are_kept_in_other_ways(name: str, tmp_path: Path) -> None:
+    config, limit = OTHERS[name]
+    config.save_pretrained(tmp_path)
+    assert most_tokens(str(tmp_path)) == limit
 
 
 @pytest.mark.parametrize("family", ENDLESS)

@@ -18,7 +18,7 @@ from posthoc_bhpeft import MAP, BayesianPeft, FixedPrecision, Linearized, Predic
 from posthoc_bhpeft.errors import CheckpointError, ConfigError
 from posthoc_bhpeft.folders import PENDING
 from posthoc_bhpeft.predictive import UNCERTAINTIES
-from posthoc_bhpeft.review import REVIEW_FILE, ReviewRule
+from posthoc_bhpeft.review import REVIEW_FILE, ReviewRule, read_rule, review_if, write_rule
 from posthoc_bhpeft.sets import APS, LAC, RAPS, SetRule
 from tests.hybrid.families import tiny_loader
 from tests.tuned import fitted, tuned
@@ -141,6 +141,30 @@ def test_a_rule_survives(
     after = BayesianPeft.from_pretrained(tmp_path, model=bayes.model)
     assert after.review_rule == rule
     assert "Infinity" not in (tmp_path / REVIEW_FILE).read_text()
+
+
+@pytest.mark.parametrize(
+    ("score", "threshold", "said"),
+    [
+        ("confidence", 0.33585, "1 - max probability > 0.33585"),
+        ("epistemic", 0.1 + 0.2, "epistemic > 0.30000000000000004"),
+        ("novelty", 2, "novelty > 2.0"),
+        ("total", math.inf, "never"),
+        ("confidence", -math.inf, "always"),
+    ],
+)
+def test_a_threshold_is_said_as_a_condition(score: str, threshold: float, said: str) -> None:
+    assert review_if(score, threshold) == said
+
+
+def test_the_file_says_which_rows_to_review_and_old_files_are_read(tmp_path: Path) -> None:
+    rule = ReviewRule("confidence", 0.25, PROMISE, 8, "0" * 64, "MAP()")
+    write_rule(tmp_path, rule, "a" * 64)
+    content = json.loads((tmp_path / REVIEW_FILE).read_text())
+    assert content.pop("review_if") == "1 - max probability > 0.25"
+    assert content["threshold"] == 0.25
+    (tmp_path / REVIEW_FILE).write_text(json.dumps(content))
+    assert read_rule(tmp_path, "a" * 64) == rule
 
 
 def test_none_is_none(bayes: BayesianPeft, tmp_path: Path) -> None:

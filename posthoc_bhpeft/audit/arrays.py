@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -114,3 +115,11 @@ def _normalised(p: Floats) -> Floats:
         )
     normalised: Floats = p / sums
     return normalised
+
+
+def source_indices(columns: Mapping[str, Sequence[Any]]) -> tuple[int, ...] | None:
+    """The rows' numbers in their source, where `bhpeft predict` wrote them."""
+    if not {"index", "prediction"} <= {*columns}:
+        return None
+    found = columns["index"]
+    return tuple(found) if all(type(index) is int for index in found) else None

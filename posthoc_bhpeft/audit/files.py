@@ -15,6 +15,7 @@ from posthoc_bhpeft.audit.arrays import (
     check_labels,
     check_probabilities,
     check_scores,
+    source_indices,
 )
 from posthoc_bhpeft.audit.predictions import Predictions
 from posthoc_bhpeft.data.columns import is_missing
@@ -66,10 +67,15 @@ def _predictions(
     raw, found = _probabilities(columns)
     probabilities = check_probabilities(raw)
     rows, classes = probabilities.shape
-    known = names or found or _predicted_names(columns, classes)
+    predicted = _predicted_names(columns, classes, place)
+    known = names or found or predicted
     if known is not None and len(known) != classes:
         raise DataError(f"label_names has {len(known)} names for {classes} classes.")
-    codes = _labels(columns, known, classes) if labels else None
+    codes = None
+    if labels:
+        # `bhpeft predict` counts classes, whatever they are called: 1 is the second of 1, 2, 3.
+        counted = known is predicted and _are_counts(columns.get("label"))
+        codes = _labels(columns, None if counted else known, classes)
     texts = columns.get("text", columns.get("texts"))
     return Predictions(
         probabilities=probabilities,
@@ -83,6 +89,7 @@ def _predictions(
         texts=None if texts is None else tuple("" if t is None else str(t) for t in texts),
         columns={name: tuple(columns[name]) for name in _further(columns)},
         about={"Predictions": f"Read from {place.name}."},
+        indices=source_indices(columns),
     )
 
 
@@ -138,12 +145,29 @@ def _parsed(value: Any) -> Any:
         raise DataError(f"The probabilities {value[:40]!r} are no list of numbers.") from None
 
 
-def _predicted_names(columns: Columns, classes: int) -> tuple[str, ...] | None:
-    """Names that `bhpeft predict` wrote beside predictions; a class never predicted is a number."""
+def _predicted_names(columns: Columns, classes: int, place: Path) -> tuple[str, ...] | None:
+    """Names that `bhpeft predict` wrote: of all classes, or none.
+
+    A row has the name of the predicted class alone, so that a class may be without one. All of them
+    are in the metrics.json beside the file, which counts where it is about these classes.
+    """
     if not {"prediction", "name"} <= {*columns}:
         return None
-    known = dict(zip(columns["prediction"], columns["name"], strict=True))
-    return tuple(str(known.get(c, c)) for c in range(classes))
+    known = dict(zip(columns["prediction"], map(str, columns["name"]), strict=True))
+    beside = _names_beside(place)
+    if len(beside) == classes and known.items() <= dict(enumerate(beside)).items():
+        return beside
+    return tuple(known[c] for c in range(classes)) if {*range(classes)} <= {*known} else None
+
+
+def _names_beside(place: Path) -> tuple[str, ...]:
+    """The names of classes in the metrics.json of a folder of predictions; none without one."""
+    try:
+        about = json.loads((place.parent / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # it may be anybody's, or missing
+        return ()
+    names = about.get("label_names") if isinstance(about, dict) else None
+    return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def _labels(columns: Columns, names: tuple[str, ...] | None, classes: int) -> Floats | None:
@@ -170,6 +194,11 @@ def _labels(columns: Columns, names: tuple[str, ...] | None, classes: int) -> Fl
             f"The label {unknown[0]!r} is none of the classes: {', '.join(codes)}.{ways}"
         )
     return _numbers(values)
+
+
+def _are_counts(labels: Sequence[Any] | None) -> bool:
+    """Whether labels are whole numbers, with none missing and none that is a text."""
+    return labels is not None and all(type(value) is int for value in labels)
 
 
 def _codes(names: Sequence[str]) -> dict[str, int]:

@@ -95,7 +95,8 @@ def described(rows: TextData | None) -> str:
     if rows is None:
         return ""
     place = Path(rows.source)
-    return ", ".join(filter(None, [place.name if place.is_absolute() else rows.source, rows.split]))
+    name = place.name if place.is_absolute() else rows.source
+    return ", ".join(filter(None, [name, rows.shown_split]))
 
 
 def check_order(loader: Any) -> None:

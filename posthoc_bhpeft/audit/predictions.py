@@ -31,6 +31,7 @@ class Predictions:
         texts: `(N,)` texts, for the examples.
         columns: Further columns by name, `N` values each, for slices.
         about: How the predictions were made, for the report: headings and sentences.
+        indices: `(N,)` row numbers in the source, from 0, where they are known.
     """
 
     probabilities: Floats
@@ -40,6 +41,7 @@ class Predictions:
     texts: tuple[str, ...] | None = None
     columns: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     about: Mapping[str, str] = field(default_factory=dict)
+    indices: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         # A threshold is found and applied in float64; of float32, ties would fall on both sides.
@@ -55,7 +57,9 @@ class Predictions:
 
     def sizes(self) -> list[tuple[str, int]]:
         """The length of everything that must have `N` entries, by what it is."""
-        named: dict[str, Any] = {"labels": self.labels, "texts": self.texts}
+        named: dict[str, Any] = {
+            name: getattr(self, name) for name in ("labels", "texts", "indices")
+        }
         named |= {f"score {name!r}": values for name, values in self.scores.items()}
         named |= {f"column {name!r}": values for name, values in self.columns.items()}
         return [(name, len(values)) for name, values in named.items() if values is not None]
@@ -120,6 +124,7 @@ class Predictions:
             scores={name: values[rows] for name, values in self.scores.items()},
             texts=None if self.texts is None else tuple(self.texts[i] for i in rows),
             columns={name: tuple(v[i] for i in rows) for name, v in self.columns.items()},
+            indices=None if self.indices is None else tuple(self.indices[i] for i in rows),
         )
 
     @classmethod
@@ -144,4 +149,5 @@ class Predictions:
             texts=None if rows is None else rows.texts,
             columns={} if rows is None else dict(rows.columns),
             about=about,
+            indices=None if rows is None else rows.indices,
         )

@@ -13,6 +13,7 @@ from posthoc_bhpeft.blocks.block import (
     Tap,
 )
 from posthoc_bhpeft.blocks.discover import DEFAULT_RECOGNIZERS, discover
+from posthoc_bhpeft.blocks.hidden import check_adapters_apart
 from posthoc_bhpeft.blocks.products import Product, find_products, with_products
 from posthoc_bhpeft.blocks.tape import Engine, See, Tape, observing
 
@@ -32,6 +33,7 @@ __all__ = [
     "Site",
     "Tap",
     "Tape",
+    "check_adapters_apart",
     "discover",
     "find_products",
     "observing",

@@ -35,6 +35,19 @@ def check_adapters_visible(model: nn.Module) -> None:
     Raises:
         HiddenAdapterError: Naming the first layer concerned and the way out.
     """
+    layers = check_adapters_apart(model)
+    check_not_frozen(layers)
+
+
+def check_adapters_apart(model: nn.Module) -> dict[str, BaseTunerLayer]:
+    """Raise if an active adapter is merged or disabled.
+
+    Returns:
+        All layers with adapters, by their path.
+
+    Raises:
+        HiddenAdapterError: Naming the first layer concerned and the way out.
+    """
     layers = {
         path: module for path, module in model.named_modules() if isinstance(module, BaseTunerLayer)
     }
@@ -42,15 +55,14 @@ def check_adapters_visible(model: nn.Module) -> None:
         if layer.merged:
             raise HiddenAdapterError(
                 f"The adapter at {path!r} is merged into the base weights, so it has no weights of "
-                "its own. Call unmerge_adapter() first, or bayesianize the checkpoint before "
-                "merging."
+                "its own. Call unmerge_adapter() first, or merge a copy.deepcopy of the model."
             )
         if layer.disable_adapters:
             raise HiddenAdapterError(
                 f"The adapter at {path!r} is disabled. Call enable_adapter_layers(), or leave the "
-                "disable_adapter() context, before bayesianizing."
+                "disable_adapter() context, first."
             )
-    check_not_frozen(layers)
+    return layers
 
 
 def check_not_frozen(layers: dict[str, BaseTunerLayer]) -> None:

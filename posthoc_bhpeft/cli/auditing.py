@@ -21,10 +21,11 @@ from posthoc_bhpeft.audit.regression.predicting import fit_noise, real_predictio
 from posthoc_bhpeft.audit.regression.result import RegressionAudit
 from posthoc_bhpeft.audit.result import Audit
 from posthoc_bhpeft.bayesian import BayesianPeft
-from posthoc_bhpeft.checkpoints import checkpoint_folder, resolve_model
+from posthoc_bhpeft.checkpoints import checkpoint_folder, read_json, resolve_model
 from posthoc_bhpeft.cli.asked import Asked, Ready, is_file, label
 from posthoc_bhpeft.cli.audited_files import of_files
 from posthoc_bhpeft.cli.device import best_device
+from posthoc_bhpeft.cli.fit import FIT_FILE
 from posthoc_bhpeft.cli.predictions import Predictor, load_predictor
 from posthoc_bhpeft.cli.rows import (
     Checkpoint,
@@ -39,6 +40,7 @@ from posthoc_bhpeft.cli.rows import (
 )
 from posthoc_bhpeft.data import TextData, open_source
 from posthoc_bhpeft.data.forms import Form
+from posthoc_bhpeft.data.sources import same_rows
 from posthoc_bhpeft.errors import ConfigError
 from posthoc_bhpeft.likelihood import Bernoulli
 from posthoc_bhpeft.rivals import Point
@@ -67,6 +69,8 @@ class Opened:
         """Batches of rows, tokenised for this model; of several labels the rows tell one."""
         self.predictor.check_choices(rows)
         about = rows if self.label is None else rows_of_label(rows, *self.label)
+        # The heading of the report has the split beside the source.
+        about = replace(about, split=rows.shown_split or "")
         base = self.predictor.base
         return batches_of(self.checkpoint, rows, base, self.asked.batch_size, about)
 
@@ -94,7 +98,7 @@ def prepare(asked: Asked, say: Say) -> Ready:
         )
     rows = audited_rows(mine, asked)
     mine = replace(mine, label=audited_label(mine, rows))
-    say(f"{len(rows)} rows of {rows.source} ({rows.split}); {'; '.join(rows.notes)}")
+    say(f"{len(rows)} rows of {rows.place}; {'; '.join(rows.notes)}")
     outside = further(mine, asked.outside, rows, asked, ignore_labels=True)
     reference = further(mine, asked.reference, rows, asked, ignore_labels=False)
     subject = subject_of(mine, rows, asked, say)
@@ -229,13 +233,40 @@ def check_not_trained(mine: Opened, rows: TextData, instead: str) -> None:
     Raises:
         ConfigError: With what to do instead.
     """
-    recorded = mine.checkpoint.rows
-    if recorded is None or (recorded.source, recorded.train_split) != (rows.source, rows.split):
-        return
-    raise ConfigError(
-        f"{rows.source} ({rows.split}) are the rows that the model was trained on, and it is surer "
-        f"and better there: nothing found on them would hold. {instead}"
-    )
+    if is_learnt(mine.checkpoint, rows):
+        raise ConfigError(
+            f"{rows.place} are the rows that the model was trained on, and it is surer and better "
+            f"there: nothing found on them would hold. {instead}"
+        )
+
+
+def is_learnt(checkpoint: Checkpoint, rows: TextData) -> bool:
+    """Whether a split is that of the training or of the fit, by its place or by its rows."""
+    here = rows.source, rows.split
+    places = learnt_places(checkpoint)
+    return rows.digest in learnt_digests(checkpoint) or any(same_rows(here, one) for one in places)
+
+
+def learnt_places(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    """Sources and splits that the training and the fit recorded."""
+    recorded, fit = checkpoint.rows, fit_record(checkpoint)
+    places = [] if recorded is None else [(recorded.source, recorded.train_split)]
+    if fit.get("source") and fit.get("split"):
+        places.append((str(fit["source"]), str(fit["split"])))
+    return places
+
+
+def learnt_digests(checkpoint: Checkpoint) -> list[str]:
+    """Of the rows that were learnt; that of a whole split is among them where all of it was."""
+    record, fitted = checkpoint.record, fit_record(checkpoint).get("digest")
+    digests = [] if record is None else [record.train_digest]
+    return digests if fitted is None else [*digests, str(fitted)]
+
+
+def fit_record(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What `bhpeft fit` wrote beside the posterior; nothing where something else fitted it."""
+    path = checkpoint.folder / FIT_FILE
+    return read_json(path) if path.is_file() else {}
 
 
 def wanted(mine: Opened, asked: Asked) -> tuple[RivalName, ...]:
@@ -264,18 +295,19 @@ def contest(mine: Opened, subject: Any, rows: TextData, asked: Asked) -> Contest
 def held_out_rows(mine: Opened, rows: TextData, asked: Asked) -> TextData:
     """The split that a temperature or noise is fitted on; never the one under audit."""
     source = open_source(rows.source)
-    recorded = mine.checkpoint.rows
-    same = recorded is not None and recorded.source == rows.source
-    learnt = recorded.train_split if recorded is not None and same else None
+    places = learnt_places(mine.checkpoint)
+    learnt = {
+        name for name in source.splits if any(same_rows((source.name, name), p) for p in places)
+    }
     # A split with the name of held-out rows may be the one that was learnt.
-    usual = None if source.validation_split == learnt else source.validation_split
+    usual = None if source.validation_split in learnt else source.validation_split
     split = asked.held_out or usual
     if split is None or split == rows.split:
-        others = [name for name in source.splits if name not in (rows.split, learnt)]
+        others = [name for name in source.splits if name not in (rows.split, *learnt)]
         ways = f"Name another split with --held-out: {', '.join(others)}."
         raise ConfigError(
             "A temperature, and the noise of a regression without posterior, is fitted on held-out "
-            f"rows that were not learnt and are not those of the audit ({rows.split}). "
+            f"rows that were not learnt and are not those of the audit ({rows.place}). "
             + (ways if others else f"{source.name} has no such split: add one.")
         )
     settings = reading(mine.checkpoint, asked.rows, rows.source)

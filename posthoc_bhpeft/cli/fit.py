@@ -37,16 +37,9 @@ from posthoc_bhpeft.cli.output import running
 if TYPE_CHECKING:
     from posthoc_bhpeft.api import BayesianPeft
     from posthoc_bhpeft.curvature import Curvature
-    from posthoc_bhpeft.data import RowSettings, TextData
     from posthoc_bhpeft.selection import PriorRule
 
 FIT_FILE = "fit.json"
-READ_BY = (
-    *("text_column", "text_pair_column", "label_column", "label_columns", "label_separator"),
-    *("response_column", "drop_unlabelled"),
-)
-"""Settings of `RowSettings` that say how rows are read, each an option of the same name."""
-
 _KEPT = ("training.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -154,6 +147,7 @@ def fit(
             resolve_model,
         )
         from posthoc_bhpeft.cli.device import best_device
+        from posthoc_bhpeft.cli.fit_checks import check_as_trained, check_held_out, check_prior
         from posthoc_bhpeft.cli.resuming import describe_start, resume_beside
         from posthoc_bhpeft.cli.rows import (
             absolute,
@@ -177,7 +171,7 @@ def fit(
             reads = found.sources(data, model)
             check_output(target, overwrite=overwrite, kind=CHECKPOINT, reads=reads)
         kept = resume_beside(target, wanted=resume, seconds=save_every)
-        _check_prior(prior, precision, per)
+        check_prior(prior, precision, per)
         named = RowSettings(
             source="" if data is None else absolute(data),
             validation=prior is PriorChoice.held_out,
@@ -192,10 +186,10 @@ def fit(
             seed=seed or 0,
         )
         if data is None:
-            _check_as_trained(found.rows, named)
+            check_as_trained(found.record, named)
         chosen = training_rows(found, None if data is None else named, max_rows=max_rows, seed=seed)
         if prior is PriorChoice.held_out:
-            _check_held_out(chosen.validation)
+            check_held_out(chosen.validation)
         found = found.asked_by(chosen.train)
         task = found.task.describe(chosen.train)
         for note in (*chosen.notes, task):
@@ -299,64 +293,6 @@ def chosen_curvature(
         CurvatureChoice.dense: c.DenseGGN(directions=along),
     }
     return estimators[choice]
-
-
-def _check_as_trained(recorded: RowSettings | None, named: RowSettings) -> None:
-    """Raise where rows are to be read otherwise than in the training, and no data are named.
-
-    Raises:
-        ConfigError: With the options that tell so.
-    """
-    from posthoc_bhpeft.errors import ConfigError
-
-    # A folder that records no rows needs --data whatever else is said.
-    if recorded is None:
-        return
-    others = [
-        name
-        for name in READ_BY
-        if (value := getattr(named, name)) and value != getattr(recorded, name)
-    ]
-    if others:
-        options = ", ".join("--" + name.replace("_", "-") for name in others)
-        raise ConfigError(
-            f"{options}: without --data the rows are those of the training, read as they were "
-            f"then. Name the data too (--data {recorded.source}, or other training rows), or leave "
-            f"{options} out."
-        )
-
-
-def _check_held_out(validation: TextData | None) -> None:
-    """Raise where the training learnt all of its rows, so that none is held out.
-
-    Raises:
-        ConfigError: With the ways to have some, or to do without.
-    """
-    from posthoc_bhpeft.errors import ConfigError
-
-    if validation is None:
-        raise ConfigError(
-            "--prior held-out needs rows that were not learnt, and the training kept none "
-            "(--no-early-stopping): it learnt all rows, whichever of them were read again. Train "
-            "anew without --no-early-stopping, or leave --prior out: --prior left-out needs none."
-        )
-
-
-def _check_prior(choice: PriorChoice, precision: float | None, per: GroupChoice) -> None:
-    """Raise where options do not go together, before any work.
-
-    Raises:
-        ConfigError: With those that do.
-    """
-    from posthoc_bhpeft.errors import ConfigError
-
-    if (choice is PriorChoice.fixed) != (precision is not None):
-        raise ConfigError("--prior fixed and --precision VALUE go together.")
-    grouped = (PriorChoice.evidence, PriorChoice.visible)
-    if per is not GroupChoice.model and choice not in grouped:
-        raise ConfigError(
-            f"--per {per.value} needs --prior evidence or visible; the others choose one precision."
-        )
 
 
 def _prior(

@@ -167,7 +167,7 @@ def predict(
         )
         rows = rows_to_predict(found, reading(found, named), split, ignore_labels=ignore_labels)
         rows = drawn_rows(rows, max_rows, seed)
-        out.say(f"{len(rows)} rows of {rows.source} ({rows.split}); {'; '.join(rows.notes)}")
+        out.say(f"{len(rows)} rows of {rows.place}; {'; '.join(rows.notes)}")
         predictor = load_predictor(
             folder,
             base=None if model is None else resolve_model(model),
@@ -216,9 +216,10 @@ def predict(
             about = {
                 "checkpoint": str(folder),
                 "data": rows.source,
-                "split": rows.split,
+                "split": rows.shown_split,
                 "rows": len(rows),
                 "predictive": repr(chosen),
+                "label_names": names,
                 "metrics": metrics,
                 **reviews,
             }
@@ -227,7 +228,8 @@ def predict(
             figures = [
                 [name, f"{value:.4f}".rstrip("0").rstrip(".")] for name, value in metrics.items()
             ]
-            out.table(f"{rows.split}, {len(rows)} rows", ["", predictive.value], figures)
+            heading = rows.shown_split or Path(rows.source).name
+            out.table(f"{heading}, {len(rows)} rows", ["", predictive.value], figures)
         else:
             out.say("no labels, so nothing to measure")
         for reviewed in reviews.values():

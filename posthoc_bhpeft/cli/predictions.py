@@ -65,7 +65,7 @@ class Predictor:
         for index, choices in zip(rows.indices, rows.choices, strict=True):
             if len(choices) > most:
                 raise DataError(
-                    f"{rows.source} ({rows.split}): row {index} has {len(choices)} choices, and "
+                    f"{rows.place}: row {index} has {len(choices)} choices, and "
                     f"the model was fitted to answer with {most} letters, as many as a row had "
                     "then. Leave such rows out, or fit on rows of which one has as many."
                 )

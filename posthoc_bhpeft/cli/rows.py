@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from posthoc_bhpeft.checkpoints import (
-    ADAPTER_FILE,
     TRAINING_FILE,
     checkpoint_labels,
     load_tokenizer,
-    read_json,
 )
 from posthoc_bhpeft.cli.options import QuantizeChoice
 from posthoc_bhpeft.cli.tasks import UNNAMED, fitted_names, task_of
@@ -30,8 +28,9 @@ from posthoc_bhpeft.likelihood import Bernoulli, Categorical, Gaussian, Likeliho
 from posthoc_bhpeft.streams.identity import STREAM_FILE
 from posthoc_bhpeft.streams.lineage import LINEAGE_FILE, Lineage, read_lineage
 from posthoc_bhpeft.streams.rounds import Heads
-from posthoc_bhpeft.training import TrainingRecord, TrainingSettings
+from posthoc_bhpeft.training import TrainingRecord
 from posthoc_bhpeft.training.positions import cut_to, most_tokens
+from posthoc_bhpeft.training.record import storage_of
 
 TEXTS = ("text_column", "text_pair_column")
 LABELS = ("label_column", "label_columns", "label_separator", "response_column")
@@ -115,14 +114,8 @@ class Checkpoint:
         Raises:
             ConfigError: there is no such type.
         """
-        trained = TrainingSettings() if self.record is None else self.record.settings
-        settings = replace(
-            trained,
-            dtype=dtype or trained.dtype,
-            quantize=trained.quantize if quantize is None else quantize.value,
-        )
-        whole = read_json(self.folder / ADAPTER_FILE).get("modules_to_save") or ()
-        return {"dtype": settings.dtype, "quantization": settings.quantization(whole)}
+        named = None if quantize is None else quantize.value
+        return storage_of(self.folder, dtype=dtype, quantize=named)
 
     @property
     def n_choices(self) -> int:
@@ -360,7 +353,7 @@ def _check_answers(checkpoint: Checkpoint, rows: TextData) -> None:
     """Raise where labels are yes or no, and a foreign checkpoint's one output may be either."""
     if rows.regression and checkpoint.record is None and set(rows.labels or ()) <= {0.0, 1.0}:
         raise DataError(
-            f"{rows.source} ({rows.split}) has only the labels 0 and 1, and the checkpoint has one "
+            f"{rows.place} has only the labels 0 and 1, and the checkpoint has one "
             "output: a regression, or one yes-or-no question? For the question use Python: "
             "bayesianize(model, loader, likelihood=Bernoulli())."
         )
@@ -372,7 +365,7 @@ def _check_classes(checkpoint: Checkpoint, rows: TextData) -> None:
     have, want = len(rows.label_names or ()), len(checkpoint.label_names)
     if have < want and checkpoint.unnamed and not rows.multi_label:
         raise DataError(
-            f"{rows.source} ({rows.split}) has {have} of the {want} classes of the checkpoint "
+            f"{rows.place} has {have} of the {want} classes of the checkpoint "
             f"({', '.join((rows.label_names or ())[:12])}), and nobody recorded which "
             "output is which. Name them all in a meta.json beside the data, in the order of the "
             'outputs: {"label_names": [...]}.'
@@ -380,7 +373,7 @@ def _check_classes(checkpoint: Checkpoint, rows: TextData) -> None:
     # Of several labels a row, each output needs its own 0 or 1.
     if have > want or (rows.multi_label and have < want):
         raise DataError(
-            f"{rows.source} ({rows.split}) has {have} classes, the checkpoint was trained for "
+            f"{rows.place} has {have} classes, the checkpoint was trained for "
             f"{want}: {', '.join(checkpoint.label_names[:12])}. A meta.json beside the data "
             'can name them all, in the order of the outputs: {"label_names": [...]}.'
         )

@@ -100,7 +100,7 @@ def choose_rows(settings: RowSettings) -> ChosenRows:
         if rows is not None:
             check_labels(rows)
     if train.multi_label and not any(map(any, train.labels or ())):
-        raise DataError(f"{train.source} ({train.split}): no label applies to any row to learn.")
+        raise DataError(f"{train.place}: no label applies to any row to learn.")
     notes.insert(
         0, f"{len(train)} of the {len(whole)} rows of {source.name} ({whole.split}) train{drawn}"
     )
@@ -115,7 +115,7 @@ def check_labels(rows: TextData) -> None:
     """
     if rows.labels is None:
         raise DataError(
-            f"{rows.source} ({rows.split}) has no labels to learn from. Name the column with "
+            f"{rows.place} has no labels to learn from. Name the column with "
             "--label-column (label_column=), or several columns of 0 and 1 with --label-columns "
             "(label_columns=)."
         )
@@ -203,7 +203,7 @@ def _held_out(settings: RowSettings, whole: TextData) -> tuple[TextData, TextDat
     train, validation = whole.split_off(fraction, settings.seed)
     if not len(validation):
         raise DataError(
-            f"{whole.source} ({whole.split}): there are too few rows ({len(whole)}) to hold some "
+            f"{whole.place}: there are too few rows ({len(whole)}) to hold some "
             "out for validation, since the only row of a class has to train. Add rows, name a "
             "split with --validation-split (validation_split=), or train without: "
             "--no-early-stopping (validation=False)."

@@ -88,10 +88,10 @@ def load_rows(
         DataError: no such source, split or column, or labels that make no sense.
     """
     place = source if isinstance(source, Source) else open_source(source)
+    where = place.place(split)
     rows = read_split(place, split)
     if len(rows) == 0:
-        raise DataError(f"The split {split!r} of {place.name} has no rows.")
-    where = f"{place.name} ({split})"
+        raise DataError(f"{where} has no rows.")
     if responses is None:
         responses = response_column is not None or tells_responses(rows.column_names, label_column)
     if responses:
@@ -104,7 +104,7 @@ def load_rows(
             drop=drop_unlabelled,
             where=where,
         )
-        return replace(written, source=place.name, split=split)
+        return replace(written, source=place.name, split=split, single_file=place.single_file)
     several = Several()
     if not ignore_labels:
         several = Several(tuple(label_columns), label_separator, multi_label)
@@ -129,7 +129,13 @@ def load_rows(
             where=where,
         )
         notes = found.notes + _caution(place, label_names, found.label_names)
-        return replace(found, source=place.name, split=split, notes=notes)
+        return replace(
+            found,
+            source=place.name,
+            split=split,
+            single_file=place.single_file,
+            notes=notes,
+        )
     kinds = {name: _kind(feature) for name, feature in rows.features.items()}
     if choices is None:
         choices = kinds.get(CHOICES_COLUMN) is list and not several.named
@@ -179,6 +185,7 @@ def load_rows(
         indices=tuple(kept),
         source=place.name,
         split=split,
+        single_file=place.single_file,
         notes=notes,
     )
 

@@ -34,6 +34,7 @@ class TextData:
         source: where the rows came from: a path or a hub name.
         split: the split they were read from.
         notes: what was decided while reading, one sentence each, for people.
+        single_file: whether the source is one file, whose split has no name of its own.
     """
 
     texts: tuple[str, ...]
@@ -48,6 +49,7 @@ class TextData:
     source: str = ""
     split: str = ""
     notes: tuple[str, ...] = ()
+    single_file: bool = False
 
     def __post_init__(self) -> None:
         if not self.indices:
@@ -81,10 +83,20 @@ class TextData:
             return 1
         if self.label_names is None:
             raise DataError(
-                f"{self.source or 'these rows'} ({self.split or 'no split'}) have no labels, "
+                f"{self.place or 'these rows'} have no labels, "
                 "so the number of classes is not known."
             )
         return len(self.label_names)
+
+    @property
+    def shown_split(self) -> str | None:
+        """The split as people call it; None for a single file, which has none to speak of."""
+        return None if self.single_file else self.split or None
+
+    @property
+    def place(self) -> str:
+        """The source and the split of it, for people."""
+        return self.source if self.shown_split is None else f"{self.source} ({self.split})"
 
     @property
     def digest(self) -> str:

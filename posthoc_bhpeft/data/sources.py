@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,10 @@ class Source:
     def validation_split(self) -> str | None:
         """The split meant for validation, whatever its usual name here."""
         return next((name for name in _VALIDATION_NAMES if name in self.splits), None)
+
+    def place(self, split: str) -> str:
+        """The source and a split of it, for people; a single file has no split to speak of."""
+        return self.name if self.single_file else f"{self.name} ({split})"
 
 
 def open_source(name: str | Path) -> Source:
@@ -82,6 +87,29 @@ def read_split(source: Source, split: str) -> Any:
         # datasets wraps the parser's own words, which tell the line.
         reason = error.__cause__ or error
         raise DataError(f"Could not read the split {split!r} of {source.name}: {reason}") from error
+
+
+def same_rows(one: tuple[str, str], other: tuple[str, str]) -> bool:
+    """Whether two places, a source and a split each, hold the same rows under any names.
+
+    A file is the split of its folder, and so is a copy of it. What is gone is known by its name.
+    """
+    first, second = (_place_of(*place) for place in (one, other))
+    if not (isinstance(first, Path) and isinstance(second, Path)):
+        return first == second
+    return first == second or filecmp.cmp(first, second, shallow=False)
+
+
+def _place_of(name: str, split: str) -> Path | tuple[str, str]:
+    """The file with the rows of a split; else a source and a split, where there is no such file."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        try:
+            file = _files_of_splits(path).get(split)
+        except DataError:  # such a folder cannot be read, but it may be recorded
+            file = None
+        return (str(path.resolve()), split) if file is None else file.resolve()
+    return path.resolve() if path.is_file() else (name, split)
 
 
 def row_files(folder: Path) -> list[Path]:

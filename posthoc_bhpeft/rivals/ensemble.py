@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_bhpeft.batches import Inputs, device_of, evaluating, forward, move
-from posthoc_bhpeft.checkpoints import ADAPTER_FILE, load_adapter
+from posthoc_bhpeft.checkpoints import ADAPTER_FILE, checkpoint_folder, load_adapter
 from posthoc_bhpeft.errors import ConfigError, ModelError
 from posthoc_bhpeft.likelihood import Categorical, Likelihood
 from posthoc_bhpeft.predictive import Prediction
@@ -24,6 +24,7 @@ from posthoc_bhpeft.predictive.uncertainty import predict_draws
 from posthoc_bhpeft.rebuild import load_whole
 from posthoc_bhpeft.rivals.rival import predict_batches
 from posthoc_bhpeft.tasks import TaskModel, split_task
+from posthoc_bhpeft.training.record import storage_of
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def load_member(folder: Path) -> nn.Module:
     """The model of a checkpoint folder, in evaluation mode."""
     if (folder / "config.json").is_file() and not (folder / ADAPTER_FILE).is_file():
         return load_whole(folder, "float32").eval()
-    return load_adapter(folder)
+    return load_adapter(folder, **storage_of(checkpoint_folder(folder)))
 
 
 def share_frozen(owner: nn.Module, other: nn.Module) -> int:

@@ -53,9 +53,9 @@ class VisiblePrecision(PriorRule):
     def choose(self, fit: LaplaceFit) -> PriorChoice:
         """The precisions at the fixed point."""
         precision, noise, evidence = search_groups(fit.evidence, self.per, best_visible_precision)
+        # Rules that go on from here multiply it, so how many weights it leaves is not said yet.
         reason = (
             "Prior precision from the weights that the data can see, one a "
-            f"{self.per.value}: {describe(precision, evidence, self.per)}; "
-            f"{sum(evidence.effective_parameters(precision).values()):.0f} effective parameters."
+            f"{self.per.value}: {describe(precision, evidence, self.per)}."
         )
         return PriorChoice(precision, reason, noise)

@@ -33,7 +33,7 @@ def _quantised(model: nn.Module, skipped: set[str]) -> Iterator[nn.Linear | Conv
     """Frozen linear layers, but for those in modules that are skipped."""
     for name, module in model.named_modules():
         linear = isinstance(module, nn.Linear | Conv1D) and not module.weight.requires_grad
-        if linear and not skipped & set(name.split(".")):
+        if linear and not any(f".{one}." in f".{name}." for one in skipped):
             yield module
 
 

@@ -12,12 +12,12 @@ from posthoc_bhpeft.checkpoints import load_base, load_tokenizer, new_tensors, r
 from posthoc_bhpeft.data.forms import Form
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.errors import CheckpointError, ConfigError
-from posthoc_bhpeft.training.drawn import check_drawn_are_trained, saving_drawn
+from posthoc_bhpeft.training.drawn import check_drawn_are_trained, drawn_modules, saving_drawn
 from posthoc_bhpeft.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _CLASSES = {
     Form.TEXT: None,
@@ -104,16 +104,23 @@ def build(
 
     base = resolve_model(model)
     tokenizer = load_tokenizer(base)
-    plain = load_base(
-        base,
-        label_names=label_names,
-        tokenizer=tokenizer,
-        dtype=settings.dtype,
-        quantization=settings.quantization(),
-        architecture=_CLASSES[form],
-        multi_label=multi_label,
-    )
+
+    def load(heads: Sequence[str] = ()) -> PreTrainedModel:
+        return load_base(
+            base,
+            label_names=label_names,
+            tokenizer=tokenizer,
+            dtype=settings.dtype,
+            quantization=settings.quantization(heads),
+            architecture=_CLASSES[form],
+            multi_label=multi_label,
+        )
+
+    plain = load()
     drawn = new_tensors(plain)
+    if drawn and settings.quantize != "no":
+        # What is trained whole stays in full; only now it is known what that is.
+        plain = load(drawn_modules(plain))
     config = peft_config or settings.peft_config(_TASK_TYPES[form])
     # An output layer of a language model is not learnt from a few answers.
     if form is not Form.PROMPT:

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from posthoc_bhpeft.checkpoints import resolve_model
 from posthoc_bhpeft.errors import ConfigError
 
-_NAMES = ("position_embeddings", "wpe", "embed_positions", "positions_embed", "pos_encoding")
+_NAMES = (
+    *("position_embeddings", "char_position_embeddings", "wpe"),
+    *("embed_positions", "positions_embed", "pos_encoding"),
+)
 """What transformers calls a table with a row for each position."""
 
 
@@ -33,7 +36,9 @@ def most_tokens(base: str) -> int | None:
             model = AutoModel.from_config(config)
     except Exception:  # Classes fail in ways of their own; what is really wrong, loading tells.
         return None
-    return min(_limits(model), default=None)
+    # The one with ALiBi for so many positions and no more.
+    own = [config.max_seq_len] if config.model_type == "mpt" else []
+    return min([*own, *_limits(model)], default=None)
 
 
 def check_positions(base: str, length: int, limit: int | None) -> None:
@@ -67,8 +72,9 @@ def _limits(model: nn.Module) -> Iterator[int]:
     for module in model.modules():
         for name in _NAMES:
             table = getattr(module, name, None)
-            if isinstance(table, nn.Embedding):
-                yield table.num_embeddings - _first_row(table)
+            weight = getattr(table, "weight", None)
+            if isinstance(table, nn.Module) and isinstance(weight, Tensor) and weight.dim() == 2:
+                yield len(weight) - _first_row(table)
                 # Some give out fewer numbers than the table has rows.
                 numbers = getattr(module, "position_ids", None)
                 if isinstance(numbers, Tensor):
@@ -77,9 +83,10 @@ def _limits(model: nn.Module) -> Iterator[int]:
                 yield len(table)
 
 
-def _first_row(table: nn.Embedding) -> int:
+def _first_row(table: nn.Module) -> int:
     """The row of the first token: RoBERTa keeps those up to its padding, OPT and BART two."""
     offset = getattr(table, "offset", None)
     if isinstance(offset, int):
         return offset
-    return 0 if table.padding_idx is None else table.padding_idx + 1
+    padding = getattr(table, "padding_idx", None)
+    return padding + 1 if isinstance(padding, int) else 0

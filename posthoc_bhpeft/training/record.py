@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from posthoc_bhpeft.checkpoints import TRAINING_FILE, read_json, write_json
+from posthoc_bhpeft.checkpoints import ADAPTER_FILE, TRAINING_FILE, read_json, write_json
 from posthoc_bhpeft.data import ChosenRows, RowSettings, choose_rows
 from posthoc_bhpeft.errors import CheckpointError, DataError
 from posthoc_bhpeft.training.settings import TrainingSettings
@@ -102,3 +103,24 @@ class TrainingRecord:
                 "Bring the old data back, or name data with --data to use it all the same."
             )
         return chosen
+
+
+def storage_of(
+    folder: Path, *, dtype: str | None = None, quantize: str | None = None
+) -> dict[str, Any]:
+    """How `load_adapter` is to keep a base: as told, or as in training where that is recorded.
+
+    Args:
+        folder: with an adapter.
+        dtype: see `TrainingSettings`; None for that of the training.
+        quantize: likewise.
+
+    Raises:
+        CheckpointError: a file of the folder cannot be read.
+        ConfigError: there is no such type.
+    """
+    recorded = (folder / TRAINING_FILE).is_file()
+    trained = TrainingRecord.read(folder).settings if recorded else TrainingSettings()
+    settings = replace(trained, dtype=dtype or trained.dtype, quantize=quantize or trained.quantize)
+    whole = read_json(folder / ADAPTER_FILE).get("modules_to_save") or ()
+    return {"dtype": settings.dtype, "quantization": settings.quantization(whole)}

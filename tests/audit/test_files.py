@@ -121,9 +121,41 @@ def test_what_predict_writes(tmp_path: Path) -> None:
     assert found.columns == {}
 
 
-def test_a_class_that_was_never_predicted_is_called_by_its_number(tmp_path: Path) -> None:
+def test_classes_are_numbers_where_one_was_never_predicted(tmp_path: Path) -> None:
     rows = [{"index": 0, "prediction": 0, "name": "bad", **ROWS[0]}]
-    assert read(tmp_path, rows).names == ("bad", "1", "2")
+    assert read(tmp_path, rows).names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("about", "names"),
+    [
+        ({"label_names": NAMES}, NAMES),
+        ({"label_names": ["good", "fair", "bad"]}, ("0", "1", "2")),
+        ({"label_names": NAMES[:2]}, ("0", "1", "2")),
+        ({"label_names": None}, ("0", "1", "2")),
+        ([1], ("0", "1", "2")),
+    ],
+)
+def test_names_are_those_beside_the_file_if_they_fit(
+    tmp_path: Path, about: Any, names: tuple[str, ...]
+) -> None:
+    (tmp_path / "metrics.json").write_text(json.dumps(about), encoding="utf-8")
+    rows = [{"index": 0, "prediction": 0, "name": "bad", **ROWS[0]}]
+    assert read(tmp_path, rows).names == names
+
+
+def test_what_lies_beside_a_file_may_be_anything(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("no JSON", encoding="utf-8")
+    rows = [{"index": 0, "prediction": 0, "name": "bad", **ROWS[0]}]
+    assert read(tmp_path, rows).names == ("0", "1", "2")
+
+
+def test_predict_counts_classes_that_are_called_by_numbers(tmp_path: Path) -> None:
+    told = [{"index": n, "prediction": n, "name": str(n + 1)} for n in range(3)]
+    found = read(tmp_path, [{**one, **row} for one, row in zip(told, ROWS, strict=True)])
+    assert found.names == ("1", "2", "3")
+    assert found.labels is not None
+    assert found.labels.tolist() == [0, 2, 1]
 
 
 def test_everything_else_is_a_column(tmp_path: Path) -> None:

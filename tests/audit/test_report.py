@@ -266,15 +266,34 @@ def test_examples_are_the_right_ones() -> None:
     found = {gallery.id: gallery for gallery in galleries(p)}
     wrong = np.flatnonzero(~p.right)
     surest = wrong[p.confidence[wrong].argmax()]
-    assert found["confidently-wrong"].shown[0].row == surest + 1
+    assert found["confidently-wrong"].shown[0].row == surest
     assert not any(one.right for one in found["confidently-wrong"].shown)
-    assert found["most-uncertain"].shown[0].row == p.scores["total"].argmax() + 1
+    assert found["most-uncertain"].shown[0].row == p.scores["total"].argmax()
     learn = found["least-learnt"].shown[0]
-    assert learn.row == p.scores["epistemic"].argmax() + 1
-    place = learn.row - 1
+    assert learn.row == p.scores["epistemic"].argmax()
+    place = learn.row
     share = p.scores["epistemic"][place] / p.scores["total"][place]
     assert learn.epistemic == pytest.approx(share)
     assert learn.probabilities[0][1] == p.confidence[place]
+
+
+def test_the_page_says_that_rows_count_from_0() -> None:
+    text = page(audit_of(), made=MADE)
+    surest = galleries(audit_of().subject.predictions)[0].shown[0].row
+    assert "Rows count from 0" in text
+    assert f"Row {surest}<" in text
+
+
+def test_rows_are_called_by_their_index_in_the_source() -> None:
+    audit = audit_of()
+    drawn = replace(
+        audit.subject.predictions,
+        indices=tuple(3 * n + 7 for n in range(len(audit.subject.predictions))),
+    )
+    kept = drawn.take(range(10, 40))
+    assert kept.indices == tuple(3 * n + 7 for n in range(10, 40))
+    for gallery in galleries(kept):
+        assert all((one.row - 7) % 3 == 0 and one.row >= 37 for one in gallery.shown)
 
 
 def test_long_texts_are_cut_and_nothing_is_lost() -> None:

@@ -16,9 +16,19 @@ from posthoc_bhpeft.audit.metrics import Interval
 from posthoc_bhpeft.audit.metrics.catalogue import DETECTION, METRICS
 from posthoc_bhpeft.audit.result import CARD_METRICS
 from posthoc_bhpeft.sets import APS
-from tests.audit.audits import audit_of, predictions
+from tests.audit.audits import audit_of, decision, predictions
+from tests.audit.regression.made import whole as whole_regression
 
 NAN, INF = float("nan"), float("inf")
+
+
+def test_decisions_say_which_rows_to_review() -> None:
+    """The threshold of "confidence" is on one less it, which its name alone does not say."""
+    (told,) = audit_of(decisions=(decision(),)).to_dict()["decisions"]
+    assert (told["score"], told["threshold"]) == ("confidence", 0.3)
+    assert told["review_if"] == "1 - max probability > 0.3"
+    (_, told) = whole_regression().to_dict()["decisions"]
+    assert told["review_if"] == f"standard_deviation > {told['threshold']!r}"
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +94,9 @@ def test_all_groups_periods_trends_and_decisions_are_in_it(whole: Audit) -> None
     assert {one["of"] for one in content["drift"]["trends"]} == {"epistemic", "accuracy"}
     assert content["drift"]["findings"] == list(whole.drift.findings)
     assert [one["goal"] for one in content["decisions"]] == [one.goal for one in whole.decisions]
-    for one, decision in zip(content["decisions"], whole.decisions, strict=True):
-        assert float(one["threshold"]) == decision.threshold
-        assert one["guarantee"] == decision.guarantee
+    for one, made in zip(content["decisions"], whole.decisions, strict=True):
+        assert float(one["threshold"]) == made.threshold
+        assert one["guarantee"] == made.guarantee
 
 
 def test_sets_say_how_they_are_made(whole: Audit) -> None:

@@ -118,7 +118,25 @@ def test_without_errors_there_is_nothing_to_rank() -> None:
 def test_the_same_answer_to_every_row_tells_nothing() -> None:
     found = class_verdict(audit(predictions=told(400, 0, constant=True)))
     assert found.level == NOT_YET
-    assert "“0” to every row" in found.advice[0]
+    assert "no more than chance" in found.advice[0]
+    assert str(found).count("“0” to every row") == 1
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_no_sentence_is_said_twice(constant: bool) -> None:
+    """Neither what it knows nothing, nor how often it errs and where, is repeated as advice."""
+    removed = Interval(0.05, 0.02, 0.08)
+    said = class_verdict(
+        audit(removed=removed, predictions=told(400, 0 if constant else 100, constant=constant))
+    )
+    assert said.level == NOT_YET
+    for check in said.checks:
+        assert not any(check.sentence in advice for advice in said.advice)
+
+
+def test_a_tiny_lead_of_a_rival_is_no_zero() -> None:
+    ahead = {"MAP": {"nll": Interval(0.0004, 0.0001, 0.0007)}}
+    assert "by 0.0004 nats" in str(class_verdict(audit(differences=ahead)))
 
 
 def test_chance_agreement_is_what_shuffled_answers_reach() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from posthoc_bhpeft import BayesianPeft
 from posthoc_bhpeft.quantization import quantization_of
+from posthoc_bhpeft.rivals.ensemble import load_member
 from tests.cli.tools import TINY, ok, refused
 from tests.texts import make_base, make_rows, write_jsonl
 
@@ -54,3 +55,13 @@ def test_fit_keeps_the_base_as_told(places, tmp_path):
     assert BayesianPeft.from_pretrained(four).model.config.dtype is torch.bfloat16
     message = refused("fit", out, "--output", tmp_path / "none", "--dtype", "float17")
     assert "dtype is 'float17'" in message
+
+
+def test_members_of_an_ensemble_are_kept_as_they_were_trained(places, tmp_path):
+    base, data = places
+    out = tmp_path / "out"
+    options = (*SMALL, "--quantize", "4bit", "--dtype", "bfloat16")
+    ok("train", "--model", base, "--data", data, "--output", out, *options)
+    member = load_member(out)
+    assert quantization_of(member)["load_in_4bit"]
+    assert member.config.dtype is torch.bfloat16

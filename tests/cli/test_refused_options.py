@@ -22,7 +22,10 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     """Two columns with texts and two with labels."""
-    rows = [{**row, "body": row["text"], "other": n % 2} for n, row in enumerate(make_rows(24))]
+    rows = [
+        {**row, "body": f"a {row['text']}", "other": n // 2 % 2}
+        for n, row in enumerate(make_rows(24))
+    ]
     return write_jsonl(tmp_path_factory.mktemp("table") / "rows.jsonl", rows)
 
 
@@ -84,6 +87,15 @@ def test_columns_go_with_the_data_and_those_of_the_training_with_it(trained, tab
     options = ("--data", table, "--text-column", "body", "--label-column", "other")
     other = ok("fit", trained, *options, "--output", tmp_path / "b")
     assert other["digest"] != same["digest"]
+
+
+def test_columns_that_the_training_found_by_itself_may_be_named(base, tmp_path):
+    data, out = write_jsonl(tmp_path / "rows.jsonl", make_rows(36)), tmp_path / "out"
+    ok("train", "--model", base, "--data", data, "--output", out, *SMALL)
+    expected = ok("fit", out)
+    found = ok("fit", out, "--text-column", "text", "--label-column", "label")
+    assert found["digest"] == expected["digest"]
+    assert "--text-column: without --data" in refused("fit", out, "--text-column", "shop")
 
 
 def test_a_training_without_validation_rows_has_none_held_out(base, table, tmp_path):

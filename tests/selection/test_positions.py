@@ -240,6 +240,9 @@ def test_a_tagger_that_is_too_unsure_is_made_surer_and_stays_so_when_it_is_saved
     found = bayes.predictive
     assert isinstance(found, Tangent)
     assert found.temperature < 0.9
+    assert re.search(r"mean training NLL [\d.]+ nats a text\.", bayes.explain())
+    assert "Here NLL is in nats a word." in bayes.explain()
+    assert bayes.explain().count("effective parameters") == 1
     # The texts without a labelled word in sight tell nothing.
     told = f"temperature {found.temperature:.2f}: 1[12][0-9] training rows with 50% of their tokens"
     assert re.search(told, bayes.reason)

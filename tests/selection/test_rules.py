@@ -21,6 +21,7 @@ from posthoc_bhpeft.selection import (
     HeldOut,
     LaplaceFit,
     MarginalLikelihood,
+    VisiblePrecision,
     gaussian_nll,
 )
 from tests.hybrid.families import tiny_loader
@@ -114,6 +115,14 @@ def test_the_reason_names_precision_evidence_and_effective_parameters():
     assert f"{fit.evidence.log_marginal_likelihood(choice.precision):.1f} nats" in choice.reason
     assert "effective parameters" in choice.reason
     assert "lora" in MarginalLikelihood(Grouping.KIND).choose(fit).reason
+
+
+def test_what_a_rule_may_multiply_says_nothing_of_effective_parameters():
+    assert "effective parameters" not in VisiblePrecision().choose(a_fit()).reason
+    model, loader = mlp(3, 4, 3), pairs((20, 3), 3)
+    bayes = bayesianize(model, loader, prior=VisiblePrecision(), progress=False)
+    assert bayes.explain().count("effective parameters") == 1
+    assert "nats.\n" in bayes.explain()
 
 
 def test_the_chosen_precision_is_the_best_of_a_real_fit():

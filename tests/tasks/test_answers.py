@@ -198,6 +198,11 @@ def test_a_label_on_a_choice_that_is_not_there_is_refused() -> None:
         fit(asked(), [batch])
 
 
+def test_labels_are_judged_by_the_choices_of_their_own_row() -> None:
+    batch = {**with_counts(prompts(3), [2, 4, 3]), "labels": torch.tensor([1, 3, 2])}
+    assert fit(asked(), [batch]).posterior.n_outputs == 4
+
+
 @pytest.mark.parametrize("counts", [[0, 2, 2], [5, 2, 4]])
 def test_impossible_numbers_of_choices_are_refused(counts: list[int]) -> None:
     batch = {**prompts(3), "n_choices": torch.tensor(counts)}

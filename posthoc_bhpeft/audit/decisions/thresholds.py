@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from posthoc_bhpeft.audit.arrays import Floats, check_scores
@@ -22,7 +22,7 @@ from posthoc_bhpeft.audit.metrics import Interval
 from posthoc_bhpeft.audit.metrics.shares import share_interval
 from posthoc_bhpeft.audit.predictions import CONFIDENCE, Predictions
 from posthoc_bhpeft.errors import ConfigError, DataError
-from posthoc_bhpeft.review import ReviewRule
+from posthoc_bhpeft.review import ReviewRule, review_if
 
 PREDICTIVE = "predictive"
 """Heading in `Predictions.about` of the `repr` of the predictive."""
@@ -64,6 +64,7 @@ class Decision:
         rows_needed: About how many would be needed, where the goal is not feasible and more rows
             would help.
         checked: The cost on other rows, see `checked`.
+        review_if: The threshold as a condition: "1 - max probability > 0.25".
     """
 
     goal: str
@@ -77,6 +78,10 @@ class Decision:
     rows: int
     rows_needed: int | None = None
     checked: Cost | None = None
+    review_if: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "review_if", review_if(self.score, self.threshold))
 
 
 def at_most_errors(

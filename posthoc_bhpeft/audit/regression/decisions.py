@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from posthoc_bhpeft.audit.metrics.bootstrap import draw_weights, ends, quantile
 from posthoc_bhpeft.audit.metrics.shares import share_interval
 from posthoc_bhpeft.audit.regression.predictions import RealPredictions
 from posthoc_bhpeft.errors import ConfigError
+from posthoc_bhpeft.review import review_if
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class RealDecision:
         rows: That the threshold was found on.
         rows_needed: About how many would be needed, where the goal is not feasible and more rows
             would help.
+        review_if: The threshold as a condition: "standard_deviation > 0.25".
     """
 
     goal: str
@@ -55,6 +57,10 @@ class RealDecision:
     off: Interval | None
     rows: int
     rows_needed: int | None = None
+    review_if: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "review_if", review_if("standard_deviation", self.threshold))
 
 
 def review_least_sure(

@@ -20,7 +20,7 @@ class RealExample:
     """One row.
 
     Attributes:
-        row: Its place among the rows audited, from 1.
+        row: Its index in the source, from 0; its place among the rows where that is not known.
         start: Its text, or the start of it; empty where there is none.
         rest: What follows, folded.
         mean: What was predicted.
@@ -88,7 +88,7 @@ def example(predictions: RealPredictions, row: int) -> RealExample:
     start, rest = cut("" if predictions.texts is None else predictions.texts[row])
     mean, half = float(predictions.mean[row]), reach(_LEVEL) * float(predictions.deviation[row])
     return RealExample(
-        row=row + 1,
+        row=row if predictions.indices is None else predictions.indices[row],
         start=start,
         rest=rest,
         mean=mean,

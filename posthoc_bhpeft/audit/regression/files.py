@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from posthoc_bhpeft.audit.arrays import Floats
+from posthoc_bhpeft.audit.arrays import Floats, source_indices
 from posthoc_bhpeft.audit.regression.predictions import RealPredictions, variance_of
 from posthoc_bhpeft.data.sources import open_source, read_split
 from posthoc_bhpeft.errors import BhpeftError, DataError
@@ -77,6 +77,7 @@ def _predictions(columns: Columns, place: Path) -> RealPredictions:
         texts=None if texts is None else tuple(str(text or "") for text in columns[texts]),
         columns={name: tuple(values) for name, values in columns.items() if name not in taken},
         about={"Predictions": f"Read from {place.name}."},
+        indices=source_indices(columns),
     )
 
 

@@ -14,6 +14,7 @@ from posthoc_bhpeft.audit.metrics import Interval
 from posthoc_bhpeft.audit.metrics.bootstrap import check_level
 from posthoc_bhpeft.audit.metrics.shares import share_interval
 from posthoc_bhpeft.audit.regression.predictions import RealPredictions
+from posthoc_bhpeft.audit.report.tables import digits_for
 from posthoc_bhpeft.audit.slices import LENGTH, Correction
 from posthoc_bhpeft.audit.slices.grouping import Group, group_values
 from posthoc_bhpeft.audit.slices.significance import adjust
@@ -228,8 +229,8 @@ def finding_of(one: RealGroup, level: float) -> RealGroup:
     if one.p_error is not None and one.p_error < alpha and one.rmse > one.others_rmse:
         parts.append(f"badly served: RMSE {number(one.rmse)}, the others {number(one.others_rmse)}")
     if one.p_bias is not None and one.p_bias < alpha:
-        way = "high" if one.bias.estimate > 0 else "low"
-        parts.append(f"too {way} by {number(abs(one.bias.estimate))} on average")
+        way, size = "high" if one.bias.estimate > 0 else "low", abs(one.bias.estimate)
+        parts.append(f"too {way} by {number(size, digits_for(size))} on average")
     if one.p_coverage is not None and one.p_coverage < alpha:
         way = "over-confident" if one.coverage.estimate < _COVERED else "under-confident"
         parts.append(f"{way}: {percent(one.coverage.estimate, 0)} inside 90 % intervals")

@@ -18,7 +18,7 @@ from posthoc_bhpeft.audit.report import Made, Rules
 from posthoc_bhpeft.audit.report.drawings import LETTERS, Drawing
 from posthoc_bhpeft.audit.report.glossary import Term
 from posthoc_bhpeft.audit.report.page import PACKAGE, Section, environment, stylesheet
-from posthoc_bhpeft.audit.report.tables import Cell, Row, judged
+from posthoc_bhpeft.audit.report.tables import Cell, Row, difference_cell
 from posthoc_bhpeft.audit.report.writing import drawn, write_files
 
 OWN = "posthoc_bhpeft.audit.regression"
@@ -155,9 +155,4 @@ def cell(figure: Interval, one: Term) -> Cell:
 
 def difference(audit: RegressionAudit, rival: str, one: Term) -> Cell | None:
     """The subject's figure less a rival's, and whether that is clearly better."""
-    found = audit.differences[rival][one.name]
-    if not found.known:
-        return None
-    shown = words.bare(found.estimate, share=one.share, signed=True)
-    ends = words.ends(found, share=one.share, signed=True)
-    return Cell(shown, ends, judged(found, one))
+    return difference_cell(audit.differences[rival][one.name], one)

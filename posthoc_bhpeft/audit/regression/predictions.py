@@ -32,6 +32,7 @@ class RealPredictions:
         texts: `(N,)` texts, for the examples.
         columns: Further columns by name, `N` values each, for groups.
         about: How the predictions were made, for the report: headings and sentences.
+        indices: `(N,)` row numbers in the source, from 0, where they are known.
 
     Raises:
         DataError: If there is no row, lengths differ, or a variance is out of range.
@@ -45,6 +46,7 @@ class RealPredictions:
     texts: tuple[str, ...] | None = None
     columns: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     about: Mapping[str, str] = field(default_factory=dict)
+    indices: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if np.ndim(self.mean) != 1 or len(self.mean) == 0:
@@ -65,7 +67,8 @@ class RealPredictions:
     def sizes(self) -> list[tuple[str, int]]:
         """The length of everything that must have `N` entries, by what it is."""
         named: dict[str, Any] = {
-            name: getattr(self, name) for name in ("noise", "epistemic", "targets", "texts")
+            name: getattr(self, name)
+            for name in ("noise", "epistemic", "targets", "texts", "indices")
         }
         named |= {f"column {name!r}": values for name, values in self.columns.items()}
         return [(name, len(values)) for name, values in named.items() if values is not None]
@@ -131,6 +134,7 @@ class RealPredictions:
             targets=None if self.targets is None else self.targets[rows],
             texts=None if self.texts is None else tuple(self.texts[i] for i in rows),
             columns={name: tuple(v[i] for i in rows) for name, v in self.columns.items()},
+            indices=None if self.indices is None else tuple(self.indices[i] for i in rows),
         )
 
     @classmethod
@@ -188,6 +192,7 @@ class RealPredictions:
             texts=None if rows is None else rows.texts,
             columns={} if rows is None else dict(rows.columns),
             about=about,
+            indices=None if rows is None else rows.indices,
         )
 
 

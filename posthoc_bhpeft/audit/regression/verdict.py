@@ -11,6 +11,7 @@ from posthoc_bhpeft.audit.regression.decisions import RealDecision, off_by_more
 from posthoc_bhpeft.audit.regression.result import RegressionAudit
 from posthoc_bhpeft.audit.report import NOT_YET, READY, REVIEW, UNCLEAR, Check, Rules, Verdict
 from posthoc_bhpeft.audit.report.rules import Answer, above, at_most, exact, served_alike
+from posthoc_bhpeft.audit.report.tables import digits_for
 from posthoc_bhpeft.audit.words import between, counted, number, percent
 
 LEVEL = 0.90
@@ -99,8 +100,8 @@ def lean(bias: Interval) -> str:
     """Which way predictions lean, where their interval shows it."""
     if not bias.excludes(0.0):
         return ""
-    way = "high" if bias.estimate > 0 else "low"
-    return f", and on average too {way} by {number(abs(bias.estimate))}"
+    way, size = "high" if bias.estimate > 0 else "low", abs(bias.estimate)
+    return f", and on average too {way} by {number(size, digits_for(size))}"
 
 
 def calibration(audit: RegressionAudit, rules: Rules) -> Check:
@@ -175,12 +176,10 @@ def advice(
     audit: RegressionAudit, level: str, asked: tuple[Check, ...], rules: Rules
 ) -> tuple[str, ...]:
     """What to do next, in sentences."""
-    found = {check.name: check for check in asked}
-    answers = {name: check.answer for name, check in found.items()}
+    answers = {check.name: check.answer for check in asked}
     said = []
     if level == NOT_YET:
-        why = ("knows", "errors") if answers["knows"] == "no" else ("errors", "ranking")
-        said.append(" ".join(found[name].sentence for name in why))
+        said.append(why_not(answers))
     if level == UNCLEAR:
         said.append(more_rows(audit, rules))
     if level == REVIEW:
@@ -195,6 +194,13 @@ def advice(
     if answers.get("groups") == "no":
         said.append("Look at the groups with a finding before it is relied on for them.")
     return (*said, *rivals(audit))
+
+
+def why_not(answers: Mapping[str, Answer]) -> str:
+    """Why it is not to be used, without the figures: these stand beside the questions."""
+    if answers["knows"] == "no":
+        return "Its predictions are shown to tell no more than the average target would."
+    return "It is off too often, and its deviation is shown not to say where."
 
 
 def more_rows(audit: RegressionAudit, rules: Rules) -> str:

@@ -21,7 +21,7 @@ class Example:
     """One row.
 
     Attributes:
-        row: Its place among the rows audited, from 1.
+        row: Its index in the source, from 0; its place among the rows where that is not known.
         start: Its text, or the start of it.
         rest: What follows, folded.
         label: Name of its class; empty where it is not known.
@@ -114,7 +114,7 @@ def example(predictions: Predictions, row: int) -> Example:
     if total is not None and epistemic is not None and epistemic.any():
         share = float(epistemic[row] / total[row]) if total[row] > 0 else 0.0
     return Example(
-        row=row + 1,
+        row=row if predictions.indices is None else predictions.indices[row],
         start=start,
         rest=rest,
         label=names[predictions.labels[row]] if predictions.labels is not None else "",

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from posthoc_bhpeft.audit.metrics import Interval
 from posthoc_bhpeft.audit.report.glossary import Term, term
 from posthoc_bhpeft.audit.result import Audit
-from posthoc_bhpeft.audit.words import bare, ends, value
+from posthoc_bhpeft.audit.words import ends, number, value
+
+MOST_DIGITS = 12
+ROUNDING = 10.0**-MOST_DIGITS
+"""A difference that takes more decimals to show is no difference."""
 
 Detection = Mapping[str, Mapping[str, Interval]]
 """Metrics of each score, by name."""
@@ -101,9 +105,35 @@ def _telling(figures: Detection) -> Detection:
     return kept
 
 
+def difference_cell(difference: Interval, one: Term) -> Cell | None:
+    """The subject's figure less a rival's; `None` where it is not known.
+
+    Where it is judged, with so many decimals that neither it nor an end looks like zero.
+    """
+    if not difference.known:
+        return None
+    judgement = judged(difference, one)
+    scale, least = (100.0, 1) if one.share else (1.0, 3)
+    values = [scale * v for v in (difference.estimate, difference.low, difference.high)]
+    digits = digits_for(*values, least=least) if judgement else least
+    shown, low, high = (number(v, digits, signed=True) for v in values)
+    return Cell(shown, f"{low} to {high}", judgement)
+
+
+def digits_for(*values: float, least: int = 3) -> int:
+    """How many decimals show that none of these is zero; at most `MOST_DIGITS`."""
+    able = (d for d in range(least, MOST_DIGITS) if all(round(v, d) != 0.0 for v in values))
+    return next(able, MOST_DIGITS)
+
+
 def judged(difference: Interval, one: Term) -> str:
-    """Whether the subject is `better` or `worse` than a rival; empty where zero is inside."""
+    """Whether the subject is `better` or `worse` than a rival; empty where zero is inside.
+
+    Empty too where a difference or an end of it is so small that it is rounding.
+    """
     if not difference.known or not difference.excludes(0.0) or one.better not in _SIGN:
+        return ""
+    if min(abs(v) for v in (difference.estimate, difference.low, difference.high)) < ROUNDING:
         return ""
     return "better" if difference.estimate * _SIGN[one.better] > 0 else "worse"
 
@@ -116,7 +146,7 @@ def _row(audit: Audit, one: Term) -> Row:
     for rival in audit.rivals:
         figure = rival.figures.get(one.name)
         difference = audit.differences.get(rival.name, {}).get(one.name)
-        shown = None if difference is None else _difference(difference, one)
+        shown = None if difference is None else difference_cell(difference, one)
         pairs.append((None if figure is None else _cell(figure, one), shown))
     return Row(one, _cell(audit.subject.figures[one.name], one), tuple(pairs))
 
@@ -125,10 +155,3 @@ def _cell(figure: Interval, one: Term) -> Cell:
     if not figure.known:
         return Cell("–", "not defined here")
     return Cell(value(figure, share=one.share), ends(figure, share=one.share))
-
-
-def _difference(figure: Interval, one: Term) -> Cell | None:
-    if not figure.known:
-        return None
-    shown = bare(figure.estimate, share=one.share, signed=True)
-    return Cell(shown, ends(figure, share=one.share, signed=True), judged(figure, one))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from posthoc_bhpeft.audit.report.rules import Answer, Check, Rules, checks, first_promise, to_review
+from posthoc_bhpeft.audit.report.tables import digits_for
 from posthoc_bhpeft.audit.result import Audit
 from posthoc_bhpeft.audit.words import between, number, percent
 
@@ -89,7 +90,7 @@ def _advice(audit: Audit, level: str, asked: tuple[Check, ...], rules: Rules) ->
     answers = {check.name: check.answer for check in asked}
     said = []
     if level == NOT_YET:
-        said.append(_reason(asked))
+        said.append(_reason(answers))
     if level == UNCLEAR:
         said.append(_more_rows(audit, rules))
     if level == REVIEW:
@@ -107,12 +108,11 @@ def _advice(audit: Audit, level: str, asked: tuple[Check, ...], rules: Rules) ->
     return tuple(said)
 
 
-def _reason(asked: tuple[Check, ...]) -> str:
-    """Why not: its answers tell nothing, or they are often wrong and nothing says which."""
-    found = {check.name: check for check in asked}
-    if found["knows"].answer == "no":
-        return found["knows"].sentence
-    return f"{found['errors'].sentence} {found['ranking'].sentence}"
+def _reason(answers: Mapping[str, Answer]) -> str:
+    """Why not, without the figures: these stand beside the questions."""
+    if answers["knows"] == "no":
+        return "Its answers are shown to tell no more than chance would."
+    return "It errs too often, and its confidence is shown not to say where."
 
 
 def _more_rows(audit: Audit, rules: Rules) -> str:
@@ -146,7 +146,8 @@ def _rivals(audit: Audit) -> list[str]:
     behind = [rival for rival, d in nll.items() if d.high < 0]
     said = []
     if ahead:
-        by = number(max(nll[rival].estimate for rival in ahead))
+        most = max(nll[rival].estimate for rival in ahead)
+        by = number(most, digits_for(most))
         said.append(f"Its NLL is worse than that of {_list(ahead)}, by {by} nats at most.")
     if behind:
         said.append(f"Its NLL is better than that of {_list(behind)}.")

@@ -35,7 +35,7 @@ def test_what_predict_writes(tmp_path: Path) -> None:
                 0.5 * math.log(2 * math.pi * math.e * v) for v in (all_of_it, noise)
             )
             row = {
-                "index": n, "label": rows.known_targets[n], "prediction": rows.mean[n],
+                "index": 10 * n, "label": rows.known_targets[n], "prediction": rows.mean[n],
                 "probabilities": None, "standard_deviation": math.sqrt(all_of_it),
                 "total": total, "aleatoric": aleatoric, "epistemic": total - aleatoric,
             }  # fmt: skip
@@ -45,6 +45,7 @@ def test_what_predict_writes(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.epistemic, rows.epistemic, atol=1e-12)
     np.testing.assert_allclose(found.known_targets, rows.known_targets)
     assert found.columns == {}
+    assert found.indices == (0, 10, 20, 30, 40)
 
 
 def test_npz_without_targets(tmp_path: Path) -> None:

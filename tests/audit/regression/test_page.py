@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from posthoc_bhpeft.audit.regression import (
+    RealPredictions,
     RegressionAudit,
     RegressionPlan,
     audit_regression,
@@ -29,7 +31,9 @@ from posthoc_bhpeft.audit.regression.plots import (
     share_inside,
 )
 from posthoc_bhpeft.audit.report import Made
+from posthoc_bhpeft.data import TextData
 from posthoc_bhpeft.errors import DataError
+from posthoc_bhpeft.predictive import Prediction
 from tests.audit.regression.made import honest, point, whole
 
 MADE = Made(datetime(2026, 1, 2, tzinfo=timezone.utc), "bhpeft audit x", "1.2.3")
@@ -163,14 +167,35 @@ def test_rows_worth_reading() -> None:
     rows = honest(50, texts=tuple(map(str, range(50))))
     surprises, least = real_galleries(rows)
     far = np.abs(rows.error / rows.deviation)
-    assert surprises.shown[0].row == far.argmax() + 1
-    assert least.shown[0].row == rows.deviation.argmax() + 1
+    assert surprises.shown[0].row == far.argmax()
+    assert least.shown[0].row == rows.deviation.argmax()
     assert (len(least.shown), len(least.folded)) == (4, 8)
     one = example(rows, 3)
     low, high = stats.norm.interval(0.9, rows.mean[3], rows.deviation[3])
     assert (one.start, one.low, one.high) == ("3", pytest.approx(low), pytest.approx(high))
     assert one.inside == (low <= rows.known_targets[3] <= high)
     assert one.epistemic == pytest.approx(rows.epistemic[3] / rows.variance[3])
+
+
+def test_rows_are_called_by_their_index_in_the_source() -> None:
+    rows = replace(honest(60), indices=tuple(range(100, 160)))
+    least = real_galleries(rows)[-1]
+    assert least.shown[0].row == rows.deviation.argmax() + 100
+    assert example(rows.take([7, 3]), 1).row == 103
+    plan = RegressionPlan(resamples=50)
+    known = regression_page(audit_regression(rows, plan=plan), made=MADE)
+    assert "Rows count from 0, as in the source" in known
+    assert f"Row {least.shown[0].row}<" in known
+    unknown = regression_page(audit_regression(honest(60), plan=plan), made=MADE)
+    assert "Rows count from 0, in the order" in unknown
+
+
+def test_indices_are_those_of_the_rows() -> None:
+    prediction = Prediction(
+        torch.zeros(2, 1), None, torch.ones(2), torch.zeros(2), torch.ones(2), None
+    )
+    rows = TextData(("a", "b", "c")).take([2, 0])
+    assert RealPredictions.of(prediction, rows).indices == (2, 0)
 
 
 def test_long_texts_are_cut_at_a_space() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from posthoc_bhpeft.audit.regression import (
     audit_regression,
     real_verdict,
 )
-from posthoc_bhpeft.audit.regression.verdict import above, at_most, level_of
+from posthoc_bhpeft.audit.regression.verdict import above, at_most, lean, level_of
 from posthoc_bhpeft.audit.report import NOT_YET, READY, REVIEW, UNCLEAR, Rules
 from tests.audit.regression.made import honest, point
 
@@ -25,6 +26,17 @@ def audited(predictions: RealPredictions, **plan: Any) -> RegressionAudit:
 
 def answers(audit: RegressionAudit) -> dict[str, str]:
     return {check.name: check.answer for check in real_verdict(audit).checks}
+
+
+def assert_said_once(said: str, part: str) -> None:
+    """It is there, and no sentence is there twice."""
+    sentences = re.split(r"(?<=\.) (?=[A-Z])", said)
+    assert said.count(part) == 1
+    assert len(sentences) == len(set(sentences))
+
+
+def test_a_small_lean_is_no_zero() -> None:
+    assert lean(Interval(0.0004, 0.0001, 0.0007)).endswith("too high by 0.0004")
 
 
 def test_honest_and_close_enough_is_ready() -> None:
@@ -49,14 +61,16 @@ def test_the_average_target_is_not_to_be_used() -> None:
     rows = RealPredictions(same, np.full(400, targets.var()), np.zeros(400), targets)
     verdict = real_verdict(audited(rows))
     assert verdict.level == NOT_YET
-    assert "R2 −" in verdict.advice[0]
-    assert "on average too high by 1.000" in verdict.advice[0]
+    assert verdict.advice[0].startswith("Its predictions are shown to tell no more than")
+    assert any("on average too high by 1.000" in check.sentence for check in verdict.checks)
+    assert_said_once(str(verdict), "R2 −")
 
 
 def test_far_off_and_a_deviation_that_says_nothing() -> None:
     verdict = real_verdict(audited(point(honest(600)), tolerance=0.1))
     assert verdict.level == NOT_YET
-    assert "the same for every row" in verdict.advice[0]
+    assert "shown not to say where" in verdict.advice[0]
+    assert_said_once(str(verdict), "the same for every row")
 
 
 @pytest.mark.parametrize(("spread", "said"), [(2.0, "too narrow"), (0.4, "too wide")])
