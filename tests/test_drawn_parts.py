@@ -19,7 +19,7 @@ from posthoc_bhpeft.checkpoints import load_adapter, load_base, new_tensors
 from posthoc_bhpeft.data.forms import Form
 from posthoc_bhpeft.errors import CheckpointError, ConfigError
 from posthoc_bhpeft.selection import FixedPrecision
-from posthoc_bhpeft.training import TrainingSettings
+from posthoc_bhpeft.training import TrainingSettings, building
 from posthoc_bhpeft.training.building import build
 from posthoc_bhpeft.training.drawn import drawn_modules
 from tests.cli.tools import TINY, ok
@@ -154,3 +154,20 @@ def test_what_is_drawn_stays_in_full_where_the_base_is_quantised(bits: str, tmp_
     bayes.save_pretrained(tmp_path)
     again = BayesianPeft.from_pretrained(tmp_path).predict(TEXTS).probabilities
     assert torch.allclose(again, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("base", "times"), [("whole", 1), ("masked", 2)])
+def test_a_quantised_base_is_loaded_again_only_for_parts_that_are_no_head(
+    base: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def load(name: str, **options: object) -> nn.Module:
+        loaded.append(name)
+        return load_base(name, **options)
+
+    monkeypatch.setattr(building, "load_base", load)
+    whole = _with_words(base_folder("AutoModel", "bert"))
+    folder = whole if base == "whole" else masked("bert")
+    build(str(folder), LABELS, replace(SETTINGS, quantize="8bit"), None)
+    assert len(loaded) == times

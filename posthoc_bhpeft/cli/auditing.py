@@ -69,8 +69,6 @@ class Opened:
         """Batches of rows, tokenised for this model; of several labels the rows tell one."""
         self.predictor.check_choices(rows)
         about = rows if self.label is None else rows_of_label(rows, *self.label)
-        # The heading of the report has the split beside the source.
-        about = replace(about, split=rows.shown_split or "")
         base = self.predictor.base
         return batches_of(self.checkpoint, rows, base, self.asked.batch_size, about)
 

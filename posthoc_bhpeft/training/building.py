@@ -12,6 +12,7 @@ from posthoc_bhpeft.checkpoints import load_base, load_tokenizer, new_tensors, r
 from posthoc_bhpeft.data.forms import Form
 from posthoc_bhpeft.data.rows import TextData
 from posthoc_bhpeft.errors import CheckpointError, ConfigError
+from posthoc_bhpeft.quantization import HEADS
 from posthoc_bhpeft.training.drawn import check_drawn_are_trained, drawn_modules, saving_drawn
 from posthoc_bhpeft.training.settings import TrainingSettings
 
@@ -118,9 +119,10 @@ def build(
 
     plain = load()
     drawn = new_tensors(plain)
-    if drawn and settings.quantize != "no":
-        # What is trained whole stays in full; only now it is known what that is.
-        plain = load(drawn_modules(plain))
+    # What is trained whole stays in full, as heads do; only now it is known what else that is.
+    others = [name for name in drawn_modules(plain) if name not in HEADS]
+    if others and settings.quantize != "no":
+        plain = load(others)
     config = peft_config or settings.peft_config(_TASK_TYPES[form])
     # An output layer of a language model is not learnt from a few answers.
     if form is not Form.PROMPT:
